@@ -1,0 +1,30 @@
+"""Errors that a user can mend: the message is the whole story.
+
+The command line prints such a message without a traceback and exits with
+status 1; everything else that is raised is a fault of the program and keeps its
+traceback.
+"""
+
+
+class MinidlError(Exception):
+    """A mistake that its user can mend."""
+
+
+class DeviceError(MinidlError, RuntimeError):
+    """A device that was asked for and cannot be used."""
+
+
+class DataError(MinidlError, ValueError):
+    """A data file, or a batch, that is not what it should be."""
+
+
+class CheckpointError(MinidlError, ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+class DistributedError(MinidlError, RuntimeError):
+    """A communicator that cannot be made, or ranks that disagree."""
+
+
+class DependencyError(MinidlError, ImportError):
+    """An optional package that is needed and is not installed."""
