@@ -1,0 +1,53 @@
+"""The three operations that the engine itself needs: a gradient is added to another,
+summed over what broadcasting added, and cast to the type of its input."""
+
+from minidl.array.device import array_module
+from minidl.autograd.function import Op
+
+
+class Add(Op):
+    """y = a + b"""
+
+    def forward(self, a, b):
+        return a + b
+
+    def backward(self, g):
+        return g, g
+
+
+class SumTo(Op):
+    """Sum over the dimensions that broadcasting from `shape` would add."""
+
+    def forward(self, x, shape):
+        self.shape = x.shape
+        extra = x.ndim - len(shape)
+        stretched = [
+            extra + d for d, n in enumerate(shape) if n == 1 != x.shape[extra + d]
+        ]
+        y = x.sum(axis=(*range(extra), *stretched), keepdims=True, dtype=x.dtype)
+        return y.reshape(shape)
+
+    def backward(self, g):
+        return BroadcastTo.apply(g, self.shape)
+
+
+class BroadcastTo(Op):
+    """A view of `shape` in which x repeats."""
+
+    def forward(self, x, shape):
+        self.shape = x.shape
+        return array_module(x).broadcast_to(x, shape)
+
+    def backward(self, g):
+        return SumTo.apply(g, self.shape)
+
+
+class Cast(Op):
+    """x as another number type."""
+
+    def forward(self, x, dtype):
+        self.dtype = x.dtype
+        return x.astype(dtype)
+
+    def backward(self, g):
+        return Cast.apply(g, self.dtype)

@@ -1,0 +1,227 @@
+"""Tensor: an array, its gradient, and the operation that made it.
+
+The mathematics is not here: `minidl.ops` binds operators and methods to this class.
+"""
+
+import numpy as np
+
+from minidl.array import device as devices
+from minidl.array.dtypes import is_floating_point
+
+
+class Tensor:
+    """A multi-dimensional array that remembers how it was computed.
+
+    `data` is the bare NumPy or CuPy array (in PyTorch it is a Tensor: here it is the
+    thing itself, to look at and to write into). `grad` is a Tensor or None. `creator`
+    is the operation whose output number `output_index` this is, None for a leaf.
+    `count` is how many terms a loss is the mean over, None for anything else.
+    """
+
+    __slots__ = (
+        "data",
+        "requires_grad",
+        "creator",
+        "output_index",
+        "_grad",
+        "count",
+        "__weakref__",
+    )
+    __array_priority__ = 1000  # so that `array * tensor` asks Tensor.__rmul__
+    __hash__ = object.__hash__
+
+    def __init__(self, data, requires_grad=False, creator=None, output_index=0):
+        # NumPy's arithmetic turns 0-d arrays into scalars; a Tensor holds an array
+        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.requires_grad = requires_grad
+        self.creator = creator
+        self.output_index = output_index
+        self._grad = None
+        self.count = None
+
+    # What it is -----------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def device(self) -> str:
+        """`"cpu"` or `"cuda:0"`, `"cuda:1"`, ..."""
+        return devices.device_of(self.data)
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.creator is None
+
+    def dim(self) -> int:
+        return self.data.ndim
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.data.size
+
+    def size(self, dim: int | None = None):
+        """The shape, or its entry `dim`."""
+        return self.data.shape if dim is None else self.data.shape[dim]
+
+    def element_size(self) -> int:
+        """Bytes an element."""
+        return self.data.itemsize
+
+    def is_floating_point(self) -> bool:
+        return is_floating_point(self.data.dtype)
+
+    def __len__(self) -> int:
+        if not self.data.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        text = np.array2string(
+            devices.to_numpy(self.data), separator=", ", prefix="tensor("
+        )
+        if self.data.dtype not in (np.float32, np.int64, np.bool_):
+            text += f", dtype={self.data.dtype}"
+        if self.device != "cpu":
+            text += f", device={self.device!r}"
+        if self.creator is not None:
+            text += f", grad_fn=<{type(self.creator).__name__}>"
+        elif self.requires_grad:
+            text += ", requires_grad=True"
+        return f"tensor({text})"
+
+    # The way out ----------------------------------------------------------------
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array, on a CPU without a copy.
+
+        PyTorch refuses this for a tensor that requires a gradient; here the array is
+        handed out, and what is done to it is not recorded.
+        """
+        return devices.to_numpy(self.data)
+
+    def item(self) -> float | int | bool:
+        """The only element as a Python number."""
+        if self.data.size != 1:
+            raise RuntimeError(
+                f"a Tensor of shape {self.shape} has {self.data.size} elements and "
+                "cannot become one number: item() needs exactly one"
+            )
+        return self.data.item()
+
+    def tolist(self) -> list:
+        return self.data.tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.data.dtype.kind not in "iub":
+            raise TypeError("only an integer tensor of one element can be an index")
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        if self.data.size != 1:
+            raise RuntimeError(
+                f"the truth of a Tensor of shape {self.shape} is ambiguous: "
+                "use any() or all()"
+            )
+        return bool(self.data.item())
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = devices.to_numpy(self.data)
+        if dtype is not None and array.dtype != dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, **options):
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    # The gradient ---------------------------------------------------------------
+
+    @property
+    def grad(self) -> "Tensor | None":
+        """What `backward` has added up here; None before that."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: "Tensor | None") -> None:
+        if value is not None:
+            self.check_gradient(value)
+        self._grad = value
+
+    def check_gradient(self, value) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"grad must be a Tensor or None, got {type(value).__name__}"
+            )
+        if value.shape != self.shape or value.dtype != self.dtype:
+            raise RuntimeError(
+                f"a grad of shape {value.shape} and type {value.dtype} was given to a "
+                f"Tensor of shape {self.shape} and type {self.dtype}"
+            )
+
+    def empty_gradient(self):
+        """The array that the first gradient of a step is to be written into, if any."""
+        return None
+
+    def accumulate(self, gradient: "Tensor") -> None:
+        """Add to `grad`; the first one is copied, since its array may be shared."""
+        if self._grad is not None:
+            gradient = self._grad + gradient
+        elif gradient.creator is None:
+            gradient = Tensor(gradient.data.copy())
+        self._grad = gradient
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
+        """Ask for (or, on a leaf, do without) a gradient; returns the tensor."""
+        if requires_grad and not self.is_floating_point():
+            raise RuntimeError(
+                f"only floating-point tensors have gradients, this one is {self.dtype}"
+            )
+        if not self.is_leaf and not requires_grad:
+            raise RuntimeError(
+                "requires_grad can be switched off for leaves only; use detach()"
+            )
+        self.requires_grad = requires_grad
+        return self
+
+    def detach(self) -> "Tensor":
+        """The same array, cut off from the graph."""
+        return Tensor(self.data)
+
+    def backward(
+        self,
+        gradient: "Tensor | None" = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs=None,
+        on_grad_ready=None,
+    ) -> None:
+        """Add the gradient of this tensor to `grad` of every leaf it depends on.
+
+        `gradient` (same shape; 1 where it is omitted, for a scalar only) is the
+        gradient of whatever is being differentiated with respect to this tensor.
+        `retain_graph` keeps what a second backward through the same graph needs,
+        `create_graph` records the backward itself. `inputs` limits the leaves.
+        `on_grad_ready(leaf)` is called as soon as the last consumer of a leaf has
+        contributed to its gradient, while the rest of backward is still to come.
+        """
+        from minidl.autograd.walk import backward
+
+        backward(self, gradient, retain_graph, create_graph, inputs, on_grad_ready)

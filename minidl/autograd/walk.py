@@ -1,0 +1,199 @@
+"""The walk back: from a result to the leaves it depends on.
+
+Operations are numbered as they run, so whatever consumed an output has a higher
+number than the operation that made it: going through the reachable operations from
+the highest number down, each is met when all of its consumers are done. A leaf is
+ready when its last consumer has contributed (`on_grad_ready`), wherever in the walk
+that is.
+"""
+
+from minidl.array.device import array_module
+from minidl.autograd.function import FREED, Op
+from minidl.autograd.mode import set_grad_enabled
+from minidl.autograd.structure import Add, Cast, SumTo
+from minidl.autograd.tensor import Tensor
+
+
+def backward(
+    root, gradient, retain_graph=None, create_graph=False, inputs=None, on_ready=None
+) -> None:
+    """Tensor.backward: accumulate into the `grad` of the leaves."""
+    walk = Walk([root], [gradient], retain_graph, create_graph)
+    walk.on_ready = on_ready
+    if inputs is not None:
+        wanted = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        gradients = walk.collect(wanted)
+        for x, g in zip(wanted, gradients, strict=True):
+            if g is not None:
+                x.accumulate(g)
+        return
+    walk.run()
+
+
+def grad(
+    outputs,
+    inputs,
+    grad_outputs=None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool | None = None,
+    materialize_grads: bool = False,
+) -> tuple:
+    """The sum of the gradients of `outputs` with respect to each of `inputs`.
+
+    Nothing is added to any `grad`. An input that the outputs do not depend on raises
+    a RuntimeError, or gives None with `allow_unused`, or zeros with
+    `materialize_grads`.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None or isinstance(grad_outputs, Tensor):
+        grad_outputs = [grad_outputs] * len(outputs)
+    for x in inputs:
+        if not x.requires_grad:
+            raise RuntimeError(
+                f"one of the inputs, of shape {x.shape}, does not require a gradient"
+            )
+    result = Walk(outputs, grad_outputs, retain_graph, create_graph).collect(inputs)
+    for position, (x, g) in enumerate(zip(inputs, result, strict=True)):
+        if g is None and materialize_grads:
+            result[position] = Tensor(array_module(x.data).zeros_like(x.data))
+        elif g is None and not allow_unused:
+            raise RuntimeError(
+                f"the outputs do not depend on input {position}, of shape {x.shape}; "
+                "allow_unused=True gives None for it"
+            )
+    return tuple(result)
+
+
+class Walk:
+    """One walk back, with what it has on the way."""
+
+    def __init__(self, roots, gradients, retain_graph, create_graph):
+        self.create_graph = create_graph
+        self.retain = create_graph if retain_graph is None else retain_graph
+        self.arrived: dict[Op, list] = {}  # gradients of the outputs, by operation
+        self.leaves: dict[Tensor, list] = {}  # of roots that are leaves themselves
+        self.on_ready = None
+        self.wanted: dict = {}  # (operation, output) or leaf -> gradient, for collect
+        self.collecting = False
+        self.roots = []
+        for root, gradient in zip(roots, gradients, strict=True):
+            self.start(root, gradient)
+
+    def start(self, root: Tensor, gradient: Tensor | None) -> None:
+        if not root.requires_grad:
+            raise RuntimeError(
+                "there is nothing to differentiate: the result depends on no tensor "
+                "that requires a gradient, or was computed under no_grad()"
+            )
+        if gradient is None:
+            if root.data.size != 1:
+                raise RuntimeError(
+                    f"a gradient is implied for scalars only, and this has shape "
+                    f"{root.shape}: pass gradient, of that shape"
+                )
+            gradient = Tensor(array_module(root.data).ones_like(root.data))
+        elif gradient.shape != root.shape:
+            raise RuntimeError(
+                f"gradient has shape {gradient.shape}, the result has {root.shape}"
+            )
+        self.roots.append((root, gradient))
+
+    def collect(self, inputs: list[Tensor]) -> list[Tensor | None]:
+        """The gradients of `inputs`, touching no `grad`."""
+        self.collecting = True
+        keys = [(x.creator, x.output_index) if x.creator else x for x in inputs]
+        self.wanted = dict.fromkeys(keys)
+        self.run()
+        return [self.wanted[key] for key in keys]
+
+    def run(self) -> None:
+        order = self.reachable()
+        if self.collecting:
+            order = self.leading_to_wanted(order)
+        pending: dict[Tensor, int] = {}  # consumers of a leaf that are still to come
+        for node in order:
+            if node.saved is FREED:
+                node.saved_tensors  # noqa: B018 - raises, before anything is changed
+            for edge in node.edges:
+                if edge is not None and not isinstance(edge[0], Op):
+                    pending[edge[0]] = pending.get(edge[0], 0) + 1
+        with set_grad_enabled(self.create_graph):
+            for root, gradient in self.roots:
+                self.deliver(root.creator or root, root.output_index, gradient)
+                if root.creator is None and self.on_ready and root not in pending:
+                    self.on_ready(root)
+            while order:
+                self.visit(order.pop(), pending)
+
+    def reachable(self) -> list[Op]:
+        """All operations behind the roots, in the order in which they ran."""
+        found = dict.fromkeys(r.creator for r, _ in self.roots if r.creator is not None)
+        todo = list(found)
+        while todo:
+            for edge in todo.pop().edges:
+                if edge is not None:
+                    target = edge[0]
+                    if isinstance(target, Op) and target not in found:
+                        found[target] = None
+                        todo.append(target)
+        return sorted(found, key=lambda node: node.sequence)
+
+    def leading_to_wanted(self, order: list[Op]) -> list[Op]:
+        """Those that a wanted input lies behind, or is an output of."""
+        ends = {key[0] if isinstance(key, tuple) else key for key in self.wanted}
+        behind: set = set()
+        for node in order:
+            targets = [edge[0] for edge in node.edges if edge is not None]
+            if any(t in behind or t in ends for t in targets):
+                behind.add(node)
+        self.behind = behind
+        return [node for node in order if node in behind or node in ends]
+
+    def visit(self, node: Op, pending: dict[Tensor, int]) -> None:
+        """Pass the gradients of a node's outputs on to its inputs."""
+        outputs = self.arrived.pop(node, None)
+        if self.collecting and outputs is not None:
+            for index, g in enumerate(outputs):
+                if (node, index) in self.wanted:
+                    self.wanted[node, index] = g
+            if node not in self.behind:
+                return
+        if outputs is None:
+            gradients = [None] * len(node.edges)
+        else:
+            node.writes_gradients = not (self.create_graph or self.collecting)
+            gradients = node.gradients(outputs)
+        if node.saved and not self.retain:
+            node.saved = FREED
+        for edge, g in zip(node.edges, gradients, strict=True):
+            if edge is None:
+                continue
+            target, index, shape, dtype = edge
+            if g is not None:
+                if g.data.shape != shape:
+                    g = SumTo.apply(g, shape)
+                if g.data.dtype != dtype:
+                    g = Cast.apply(g, dtype)
+                self.deliver(target, index, g)
+            if not isinstance(target, Op):
+                pending[target] -= 1
+                if not pending[target] and self.on_ready:
+                    self.on_ready(target)
+
+    def deliver(self, target, index: int, g: Tensor) -> None:
+        """Add a gradient to what its target has received already."""
+        if not isinstance(target, Op):
+            if not self.collecting:
+                target.accumulate(g)
+            elif target in self.wanted:
+                before = self.wanted[target]
+                self.wanted[target] = g if before is None else Add.apply(before, g)
+            return
+        slots = self.arrived.get(target)
+        if slots is None:
+            slots = [None] * (1 if target.outputs is None else len(target.outputs))
+            self.arrived[target] = slots
+        before = slots[index]
+        slots[index] = g if before is None else Add.apply(before, g)

@@ -1,0 +1,63 @@
+"""Operands become Tensors of one type before an operation sees them."""
+
+from minidl.array.device import array_module
+from minidl.array.dtypes import DEFAULT_FLOAT, is_floating_point, result_type
+from minidl.autograd.structure import Cast
+from minidl.autograd.tensor import Tensor
+
+
+def as_tensor(x, like: Tensor | None = None) -> Tensor:
+    """x itself if it is a Tensor; a number or an array becomes one, beside `like`."""
+    if isinstance(x, Tensor):
+        return x
+    xp = array_module(x if like is None else like.data)
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        return Tensor(xp.asarray(x))
+    return Tensor(xp.asarray(x, DEFAULT_FLOAT if isinstance(x, float) else None))
+
+
+def cast(x: Tensor, dtype) -> Tensor:
+    """x in the given number type; x itself where it has it."""
+    return x if x.data.dtype == dtype else Cast.apply(x, dtype)
+
+
+def floating(x: Tensor) -> Tensor:
+    """x, integers cast to PyTorch's default floating-point type."""
+    x = as_tensor(x)
+    return x if is_floating_point(x.data.dtype) else Cast.apply(x, DEFAULT_FLOAT)
+
+
+def matched(*operands, floating=False) -> tuple:
+    """The operands in their common type (see `result_type`), at least one a Tensor.
+
+    Python numbers stay as they are: NumPy and CuPy never widen for them. With
+    `floating`, integers become floating point.
+    """
+    first = operands[0]
+    if isinstance(first, Tensor):
+        dtype = first.data.dtype
+        for x in operands[1:]:
+            if isinstance(x, Tensor):
+                if x.data.dtype != dtype:
+                    break
+            elif type(x) is not float and type(x) is not int:
+                break
+        else:
+            if dtype.kind == "f":
+                return operands
+    return slowly_matched(operands, floating)
+
+
+def slowly_matched(operands, to_floating) -> tuple:
+    like = next((x for x in operands if isinstance(x, Tensor)), None)
+    if like is None:
+        like = as_tensor(operands[0])
+        operands = (like, *operands[1:])
+    operands = [
+        x if isinstance(x, (Tensor, bool, int, float)) else as_tensor(x, like)
+        for x in operands
+    ]
+    dtype = result_type(*[x.data if isinstance(x, Tensor) else x for x in operands])
+    if to_floating and not is_floating_point(dtype):
+        dtype = DEFAULT_FLOAT
+    return tuple([cast(x, dtype) if isinstance(x, Tensor) else x for x in operands])
