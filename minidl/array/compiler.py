@@ -1,0 +1,189 @@
+"""C++ source in, loaded library out; compiled once for a machine, then cached."""
+
+import atexit
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy
+
+FLAGS = (
+    "-std=c++17 -O3 -march=native -shared -fPIC -w -fwrapv "
+    # the same bits as NumPy, NaN and infinity kept; neither flag gives up either
+    "-ffp-contract=off -fno-math-errno -fno-trapping-math"
+).split()
+OPENMP = ("-fopenmp", "-fopenmp-simd")  # the second where the runtime is missing
+_DIGEST = 32  # bytes of SHA-256 at the end of a cached library
+
+
+@cache
+def load(source: str) -> ctypes.CDLL | None:
+    """The compiled source, or None where there is no compiler that can do it.
+
+    The compiler is $MINIDL_COMPILER ("none" for none), else $CXX, else the first
+    of c++, g++ and clang++. The library is kept in $MINIDL_CACHE_DIR, by default
+    ~/.cache/minidl, under a name made of the source, the flags, the compiler and
+    the processor. Says once, as a warning, why there is none.
+    """
+    command = compiler()
+    if command is None:
+        _warn(
+            "no C++ compiler was found, so kernels run in NumPy, which is slower: "
+            "install g++, or name a compiler in MINIDL_COMPILER"
+        )
+        return None
+    text = "\0".join([source, *command, _identity(command[0]), *FLAGS, _processor()])
+    folder = cache_directory()
+    path = folder / (hashlib.sha256(text.encode()).hexdigest()[:32] + ".so")
+    try:
+        return _cached(path) or _compile(source, command, folder, path)
+    except OSError as error:  # a full disk, for one
+        _warn(f"{folder} cannot be written, so kernels run in NumPy, slower: {error}")
+        return None
+
+
+@cache
+def compiler() -> tuple[str, ...] | None:
+    """The compiler's command, its path made whole."""
+    named = os.environ.get("MINIDL_COMPILER")
+    if named == "none":
+        return None
+    for name in [named] if named else [os.environ.get("CXX"), "c++", "g++", "clang++"]:
+        first, *rest = shlex.split(name or "") or [""]
+        path = shutil.which(first) if first else None
+        if path:
+            return (os.path.realpath(path), *rest)
+    return None
+
+
+def _identity(path: str) -> str:
+    """Changes when another compiler is installed; cheaper than asking it."""
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+@cache
+def _processor() -> str:
+    """The processor's model and features, since the code is made for them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return " ".join(platform.uname())
+    wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+    return platform.machine() + "".join(x for x in lines if x.startswith(wanted))
+
+
+@cache
+def cache_directory() -> Path:
+    """A directory of the user's own: nobody else can put code into it."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(os.environ.get("MINIDL_CACHE_DIR") or os.path.join(base, "minidl"))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            problem = "belongs to another user"
+        elif status.st_mode & 0o022:
+            problem = "can be written by other users"
+        elif not os.access(path, os.W_OK | os.X_OK):
+            problem = "cannot be written"
+        else:
+            return path
+    except OSError as error:
+        problem = f"cannot be used ({error.strerror})"
+    _warn(
+        f"the cache directory {path} {problem}, so kernels are compiled anew in each "
+        "process: choose another one with MINIDL_CACHE_DIR"
+    )
+    private = tempfile.mkdtemp(prefix="minidl-")
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return Path(private)
+
+
+def _cached(path: Path) -> ctypes.CDLL | None:
+    """The library at this path, if it is there, whole and loadable.
+
+    A library cut short can kill the process that maps it, so it ends with its
+    own digest.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]:
+            return ctypes.CDLL(str(path))
+    except OSError:
+        pass
+    return None
+
+
+def _compile(source: str, command, folder: Path, path: Path) -> ctypes.CDLL | None:
+    """Compile beside the cache, then rename: other ranks may be doing the same."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build:
+        text, library = Path(build, "kernel.cpp"), Path(build, "kernel.so")
+        text.write_text(source)
+        for openmp in OPENMP:
+            line = [*command, *FLAGS, openmp, str(text), "-o", str(library)]
+            problem = _run(line)
+            if problem is None:
+                content = library.read_bytes()
+                digest = hashlib.sha256(content).digest()
+                library.write_bytes(content + digest)
+                os.replace(library, path)
+                loaded = _cached(path)
+                if loaded is not None:
+                    return loaded
+                problem = "the compiled library cannot be loaded"
+    _warn(f"{command[0]} failed, so kernels run in NumPy, which is slower: {problem}")
+    return None
+
+
+def _run(line: list[str]) -> str | None:
+    """None if the compiler succeeded, otherwise the first error it wrote."""
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+    return next((x for x in lines if "error" in x), lines[0])
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say it once in this process."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+# `array.ctypes.data` takes a microsecond. In CPython an array object holds the
+# address of its data right behind its header, as NumPy's C interface lays down.
+_HEADER = object.__basicsize__
+_address_at = ctypes.c_void_p.from_address
+
+
+def _header_holds_address() -> bool:
+    if sys.implementation.name != "cpython":
+        return False
+    probe = numpy.zeros(3)[1:]
+    return _address_at(id(probe) + _HEADER).value == probe.ctypes.data
+
+
+if _header_holds_address():
+
+    def pointer(array: numpy.ndarray) -> int:
+        """The address of the array's first element."""
+        return _address_at(id(array) + _HEADER).value
+
+else:
+
+    def pointer(array: numpy.ndarray) -> int:
+        """The address of the array's first element."""
+        return array.ctypes.data

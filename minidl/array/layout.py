@@ -1,0 +1,89 @@
+"""Bringing arrays of any shape and stride to the one flat form that loops read."""
+
+from itertools import product
+
+import numpy
+
+from .compiler import pointer as host_pointer
+
+
+def _pointer(array) -> int:
+    return host_pointer(array) if type(array) is numpy.ndarray else array.data.ptr
+
+
+def span(array) -> tuple[int, int]:
+    """Addresses of the first byte and of the one behind the last."""
+    if array.flags.c_contiguous:
+        start = _pointer(array)
+        return start, start + array.nbytes
+    ends = [
+        (n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)
+    ]
+    low = _pointer(array) + sum(end for end in ends if end < 0)
+    return low, low + sum(map(abs, ends)) + array.itemsize
+
+
+def may_overlap(a, b) -> bool:
+    """Whether the two arrays' spans of memory have a byte in common."""
+    (a0, a1), (b0, b1) = span(a), span(b)
+    return a0 < b1 and b0 < a1 and a.size > 0 and b.size > 0
+
+
+def same_elements(a, b) -> bool:
+    """Whether element i of one lies where element i of the other does."""
+    return (
+        _pointer(a) == _pointer(b)
+        and a.shape == b.shape
+        and a.itemsize == b.itemsize
+        and (a.strides == b.strides or a.flags.c_contiguous and b.flags.c_contiguous)
+    )
+
+
+def overlap(inputs, outputs) -> set[int]:
+    """Positions of the inputs that share memory with an output and are not it.
+
+    Where an input is the output itself, element i is read before it is written.
+    """
+    return {
+        k
+        for (k, x), out in product(enumerate(inputs), outputs)
+        if x is not out and may_overlap(x, out) and not same_elements(x, out)
+    }
+
+
+def repeats(array) -> bool:
+    """Whether two of its elements are one place in memory, as after broadcast_to."""
+    pairs = zip(array.shape, array.strides, strict=True)
+    return array.size > 0 and any(n > 1 and s == 0 for n, s in pairs)
+
+
+def common_order(arrays) -> tuple[int, ...] | None:
+    """An order of axes, not the usual one, that makes all arrays C-contiguous."""
+    model = arrays[0]
+    order = sorted(range(model.ndim), key=lambda axis: -model.strides[axis])
+    if order == list(range(model.ndim)):
+        return None
+    for array in arrays:
+        if array.shape != model.shape or not array.transpose(order).flags.c_contiguous:
+            return None
+    return tuple(order)
+
+
+def flatten(inputs, outputs, shape, keep) -> tuple[list, list]:
+    """C-contiguous stand-ins, and pairs (output, stand-in) to be copied back.
+
+    An input that overlaps an output is copied. Outputs whose positions are in
+    `keep` are read by the kernel: their stand-ins start with their values.
+    """
+    flat, copies = [], []
+    near = overlap(inputs, [out for out in outputs if out.flags.c_contiguous])
+    for k, x in enumerate(inputs):
+        x = x.copy() if k in near else x
+        flat.append(numpy.ascontiguousarray(numpy.broadcast_to(x, shape)))
+    for k, out in enumerate(outputs):
+        if not out.flags.c_contiguous:
+            temporary = out.copy("C") if k in keep else numpy.empty(shape, out.dtype)
+            copies.append((out, temporary))
+            out = temporary
+        flat.append(out)
+    return flat, copies

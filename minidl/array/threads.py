@@ -1,0 +1,128 @@
+"""How many threads a process may use, in compiled loops, in BLAS and in Python."""
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+_RANKS_HERE = (  # set by the launchers: how many ranks run on this host
+    "MPI_LOCALNRANKS",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_TASKS_PER_NODE",
+)
+_inside = threading.local()
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+
+
+def _default() -> int:
+    """OMP_NUM_THREADS, or this rank's share of the cores the process may use."""
+    wanted = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
+    if wanted:
+        return max(1, int(wanted[0]))
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for name in _RANKS_HERE:
+        ranks = re.match(r"\d+", os.environ.get(name, ""))  # Slurm writes "4(x2)"
+        if ranks:
+            return max(1, cores // max(1, int(ranks[0])))
+    return cores
+
+
+_threads = _default()
+
+
+def get_num_threads() -> int:
+    """Threads that one operation may use; 1 inside a function run by `parallel`."""
+    return 1 if getattr(_inside, "worker", False) else _threads
+
+
+def set_num_threads(number: int) -> None:
+    """Set how many threads one operation may use, as torch.set_num_threads does."""
+    global _threads, _pool
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"the number of threads must be at least 1, got {number!r}")
+    with _lock:
+        if number != _threads and _pool is not None:
+            _pool.shutdown(wait=False)
+            _pool = None
+        _threads = number
+
+
+def _after_fork() -> None:
+    """A forked child has none of its parent's threads, and must start none."""
+    global _threads, _pool, _lock
+    _threads, _pool, _lock = 1, None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list:
+    """[function(item) for item in items], on the process's pool of threads.
+
+    Pays for functions that release the interpreter's lock: copies, ufuncs and
+    matrix products of NumPy, compiled loops. The first exception is raised once
+    every item is done. Inside the function, operations use one thread each.
+    """
+    items = list(items)
+    if len(items) < 2 or get_num_threads() == 1:
+        return [function(item) for item in items]
+
+    def work(item):
+        _inside.worker = True  # only ever set on the pool's own threads
+        return function(item)
+
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(_threads, thread_name_prefix="minidl")
+        futures = [_pool.submit(work, item) for item in items]
+    results = [future.exception() or future for future in futures]
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result.result() for result in results]
+
+
+def blas_threads(number: int) -> bool:
+    """Set the threads of NumPy's own BLAS; False where that cannot be done.
+
+    OpenBLAS's idle workers spin for milliseconds after a product, and so take the
+    cores from whatever runs next.
+    """
+    setter = _blas_setter()
+    if setter is None:
+        return False
+    setter(number)
+    return True
+
+
+@cache
+def _blas_setter() -> Callable[[int], None] | None:
+    """OpenBLAS's function for it, from the library that NumPy's wheel carries."""
+    package = Path(numpy.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        for file in sorted(folder.glob("*openblas*")):
+            library = ctypes.CDLL(str(file))  # NumPy has loaded it: the same one
+            for suffix in ("64_", "", "_64"):
+                for prefix in ("scipy_openblas", "openblas"):
+                    try:
+                        setter = library[f"{prefix}_set_num_threads{suffix}"]
+                    except AttributeError:
+                        continue
+                    setter.argtypes, setter.restype = [ctypes.c_int], None
+                    return setter
+    return None
