@@ -64,7 +64,7 @@ template <class T> MINIDL_HD T where(bool c, T a, T b) { return c ? a : b; }
 template <class T> MINIDL_HD T maximum(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> MINIDL_HD T minimum(T a, T b) { return a < b || a != a ? a : b; }
 template <class T> MINIDL_HD bool is_nan(T a) { return a != a; }
-template <class T> MINIDL_HD bool is_inf(T a) { return absolute(a - a) != T(0) && a == a; }
+template <class T> MINIDL_HD bool is_inf(T a) { return a == a && a - a != T(0); }
 """
 
 

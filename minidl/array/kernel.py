@@ -103,15 +103,20 @@ class Kernel:
     def _run(self, loop, dtypes, inputs, outs, values, given):
         """Check, make the outputs that are missing, run flat where that can be."""
         shape = self._shape(inputs, outs)
-        self._check_scalars(values)
+        for value in values:
+            if type(value) is ndarray and value.size != 1:
+                self._check_scalars(values)
         flat = True
         for array in inputs:
             if array.shape != shape or not array.flags.c_contiguous:
                 flat = False
         if given:
             present = [out for out in outs if out is not None]
-            flat = self._check_outputs(present, shape) and flat
-            flat = flat and not layout.overlap(inputs, present)
+            flat = self._check_outputs(present) and flat
+            shared = layout.shared(inputs, present, flat)
+            if shared is None:
+                raise ValueError(f"kernel {self.name!r}: two outputs share memory")
+            flat = flat and not shared
         if not flat:
             return self._run_any(loop, dtypes, shape, inputs, outs, values)
         outs = [
@@ -182,8 +187,10 @@ class Kernel:
         T, dtypes, scalars = self.signature(inputs, outs, values)
         shape = self._shape(inputs, outs)
         self._check_scalars(values)
-        self._check_outputs(present, shape)
-        near = layout.overlap(inputs, present)
+        self._check_outputs(present)
+        near = layout.shared(inputs, present)
+        if near is None:
+            raise ValueError(f"kernel {self.name!r}: two outputs share memory")
         inputs = [x.copy() if k in near else x for k, x in enumerate(inputs)]
         key = (T, *(dtype is None for dtype in scalars.values()))
         launch = self._cuda.get(key)
@@ -206,7 +213,7 @@ class Kernel:
             f"{T.name} _{n}" if dtype is None else f"raw {next(letters)} _{n}"
             for n, dtype in scalars.items()
         ]
-        lines = [f"typedef {loops.C_TYPE[T]} T;"]
+        lines = [f"typedef {_COMPUTE[T]} T;"]
         for name in self.names:
             read = name in self.inputs or name in self.body.reads
             lines.append(f"T v_{name} = {f'(T)_{name}' if read else 'T(0)'};")
@@ -303,14 +310,8 @@ class Kernel:
         except ValueError:
             shape = None
         if shape is None or any(x != shape for x in given):
-            names = [
-                n
-                for n, x in zip(self.names, [*inputs, *outs], strict=True)
-                if x is not None
-            ]
-            shapes = ", ".join(
-                f"{n} {x.shape}" for n, x in zip(names, arrays, strict=True)
-            )
+            named = zip(self.names, [*inputs, *outs], strict=True)
+            shapes = ", ".join(f"{n} {x.shape}" for n, x in named if x is not None)
             raise ValueError(f"kernel {self.name!r}: shapes do not fit: {shapes}")
         return shape
 
@@ -322,10 +323,10 @@ class Kernel:
                     f"got the shape {value.shape}"
                 )
 
-    def _check_outputs(self, outs, shape) -> bool:
+    def _check_outputs(self, outs) -> bool:
         """Whether all are C-contiguous; raises if one of them cannot be written."""
         contiguous = True
-        for k, out in enumerate(outs):
+        for out in outs:
             flags = out.flags
             if not flags.c_contiguous:
                 contiguous = False
@@ -334,13 +335,8 @@ class Kernel:
                         f"kernel {self.name!r}: an output of shape {out.shape} is a "
                         "broadcast view: its elements share memory"
                     )
-            if not getattr(flags, "writeable", True):
+            if type(out) is ndarray and not flags.writeable:
                 raise ValueError(f"kernel {self.name!r}: an output is read-only")
-            for other in outs[:k]:
-                if layout.may_overlap(out, other):
-                    raise ValueError(
-                        f"kernel {self.name!r}: two of its outputs share memory"
-                    )
         return contiguous
 
     def _usage(self, inputs: int, outs: int, scalars) -> str:
@@ -353,7 +349,11 @@ class Kernel:
 
 
 _NUMBERS = (int, float, numpy.number, numpy.bool_)
-_COMPUTE = [
-    numpy.dtype(name)
-    for name in ("float32", "float64", "int32", "int64", "uint32", "uint64")
-]
+_COMPUTE = {  # and what CUDA C++ calls them without any header
+    numpy.dtype("float32"): "float",
+    numpy.dtype("float64"): "double",
+    numpy.dtype("int32"): "int",
+    numpy.dtype("uint32"): "unsigned int",
+    numpy.dtype("int64"): "long long",
+    numpy.dtype("uint64"): "unsigned long long",
+}

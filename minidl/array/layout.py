@@ -1,7 +1,5 @@
 """Bringing arrays of any shape and stride to the one flat form that loops read."""
 
-from itertools import product
-
 import numpy
 
 from .compiler import pointer as host_pointer
@@ -13,20 +11,14 @@ def _pointer(array) -> int:
 
 def span(array) -> tuple[int, int]:
     """Addresses of the first byte and of the one behind the last."""
+    start = _pointer(array)
     if array.flags.c_contiguous:
-        start = _pointer(array)
         return start, start + array.nbytes
     ends = [
         (n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)
     ]
-    low = _pointer(array) + sum(end for end in ends if end < 0)
+    low = start + sum(end for end in ends if end < 0)
     return low, low + sum(map(abs, ends)) + array.itemsize
-
-
-def may_overlap(a, b) -> bool:
-    """Whether the two arrays' spans of memory have a byte in common."""
-    (a0, a1), (b0, b1) = span(a), span(b)
-    return a0 < b1 and b0 < a1 and a.size > 0 and b.size > 0
 
 
 def same_elements(a, b) -> bool:
@@ -35,20 +27,32 @@ def same_elements(a, b) -> bool:
         _pointer(a) == _pointer(b)
         and a.shape == b.shape
         and a.itemsize == b.itemsize
-        and (a.strides == b.strides or a.flags.c_contiguous and b.flags.c_contiguous)
+        and (a.strides == b.strides or (a.flags.c_contiguous and b.flags.c_contiguous))
     )
 
 
-def overlap(inputs, outputs) -> set[int]:
+def shared(inputs, outputs, flat: bool = False) -> set[int] | None:
     """Positions of the inputs that share memory with an output and are not it.
 
     Where an input is the output itself, element i is read before it is written.
+    None if two outputs share memory. `flat` promises contiguous arrays of one shape.
     """
-    return {
-        k
-        for (k, x), out in product(enumerate(inputs), outputs)
-        if x is not out and may_overlap(x, out) and not same_elements(x, out)
-    }
+    spans = []
+    for out in outputs:
+        start, end = span(out)
+        for low, high in spans:
+            if start < high and low < end:
+                return None
+        spans.append((start, end))
+    found = set()
+    for k, x in enumerate(inputs):
+        start, end = span(x)
+        for (low, high), out in zip(spans, outputs, strict=True):
+            if start < high and low < end:
+                same = start == low and end == high if flat else same_elements(x, out)
+                if not same:
+                    found.add(k)
+    return found
 
 
 def repeats(array) -> bool:
@@ -76,7 +80,7 @@ def flatten(inputs, outputs, shape, keep) -> tuple[list, list]:
     `keep` are read by the kernel: their stand-ins start with their values.
     """
     flat, copies = [], []
-    near = overlap(inputs, [out for out in outputs if out.flags.c_contiguous])
+    near = shared(inputs, [out for out in outputs if out.flags.c_contiguous])
     for k, x in enumerate(inputs):
         x = x.copy() if k in near else x
         flat.append(numpy.ascontiguousarray(numpy.broadcast_to(x, shape)))

@@ -1,0 +1,250 @@
+"""Random numbers by counter: Philox4x32-10, the same bits on every device.
+
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
+Element i of draw d under a seed is a function of (seed, d, i) alone: no state is
+carried from element to element, so nothing depends on threads, ranks or order.
+"""
+
+import hashlib
+import math
+import threading
+
+import numpy
+
+from .device import (
+    Array,
+    array_module,
+    canonical_device,
+    cupy_module,
+    use_device,
+)
+from .kernel import Kernel
+
+_LOW = 0xFFFFFFFF
+_ROUND = f"""
+    p = a * {0xD2511F53};
+    q = c * {0xCD9E8D57};
+    a = (q >> 32) ^ b ^ k0;
+    b = q & {_LOW};
+    c = (p >> 32) ^ d ^ k1;
+    d = p & {_LOW};
+    k0 = (k0 + {0x9E3779B9}) & {_LOW};
+    k1 = (k1 + {0xBB67AE85}) & {_LOW};
+"""
+PHILOX = f"""
+    auto a = (index + start) & {_LOW};
+    auto b = (index + start) >> 32;
+    auto c = draw & {_LOW};
+    auto d = draw >> 32;
+    auto k0 = seed & {_LOW};
+    auto k1 = seed >> 32;
+    auto p = a;
+    auto q = a;
+    {_ROUND * 10}
+"""
+"""Four 32-bit words a b c d for counter (index + start, draw) and key seed."""
+
+
+def _philox(name: str, outputs: str, scalars: str, body: str) -> Kernel:
+    """A kernel that starts with the four words of its element."""
+    scalars = f"seed draw start {scalars}"
+    return Kernel(name, "", outputs, scalars, PHILOX + body, compute="uint64")
+
+
+random_words = _philox("random_words", "w x y z", "", "w = a; x = b; y = c; z = d;")
+random_bits = _philox("random_bits", "y", "shift", "y = ((b << 32) | a) >> shift;")
+random_pair = _philox("random_pair", "x y", "", "x = a; y = b;")
+random_pair_wide = _philox(
+    "random_pair_wide",
+    "x y",
+    "",
+    "x = ((b << 32) | a) >> 11; y = ((d << 32) | c) >> 11;",
+)
+random_mask = _philox("random_mask", "mask", "threshold", "mask = a < threshold;")
+random_integers = _philox(  # the upper half of 64 bits times the span
+    "random_integers",
+    "y",
+    "low span",
+    "y = ((((a * span) >> 32) + b * span) >> 32) + low;",
+)
+uniform_from_bits = Kernel(  # `last` is the greatest number below `high`
+    "uniform_from_bits",
+    "bits",
+    "y",
+    "low width unit last",
+    "y = min(low + width * (bits * unit), last);",
+)
+normal_from_bits = Kernel(  # Box and Muller, 1958
+    "normal_from_bits",
+    "first second",
+    "y",
+    "mean std unit tau",
+    """
+    auto radius = sqrt(-2 * log((first + 0.5) * unit));
+    y = mean + std * (radius * cos(tau * (second * unit)));
+    """,
+)
+
+
+def key(*names: object) -> int:
+    """64 bits for these names: a seed for, say, (seed, parameter) or (seed, epoch)."""
+    text = "\0".join(f"{type(name).__name__}:{name}" for name in names)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class Generator:
+    """A sequence of draws: `state` is (seed, number of draws made)."""
+
+    def __init__(self, seed: int = 0):
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> "Generator":
+        """Start again from this seed, an integer of up to 64 bits."""
+        if isinstance(seed, bool) or not isinstance(seed, int | numpy.integer):
+            raise TypeError(f"a seed is an integer, got {type(seed).__name__}")
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"a seed has at most 64 bits, got {seed}")
+        self.seed, self.draw = int(seed) % 2**64, 0
+        return self
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self.seed, self.draw
+
+    @state.setter
+    def state(self, state: tuple[int, int]) -> None:
+        self.manual_seed(state[0])
+        self.draw = int(state[1])
+
+    def next(self) -> dict[str, int]:
+        """The scalars of the next draw, for the kernels of this file."""
+        self.draw += 1
+        return {"seed": self.seed, "draw": self.draw - 1, "start": 0}
+
+
+_default = threading.local()  # ranks simulated by threads have one each
+
+
+def default_generator() -> Generator:
+    """This thread's generator; its seed is 0 until `manual_seed`."""
+    if not hasattr(_default, "generator"):
+        _default.generator = Generator()
+    return _default.generator
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed this thread's generator and return it."""
+    return default_generator().manual_seed(seed)
+
+
+def _scalars(generator: Generator | None) -> dict[str, int]:
+    return (generator or default_generator()).next()
+
+
+def empty(shape, dtype, device: str | None = "cpu") -> Array:
+    """An array with whatever the memory holds."""
+    device = canonical_device(device)
+    if device == "cpu":
+        return numpy.empty(shape, dtype)
+    with use_device(device):
+        return cupy_module().empty(shape, dtype)
+
+
+def uniform(
+    shape,
+    low: float = 0.0,
+    high: float = 1.0,
+    dtype=numpy.float32,
+    device: str | None = "cpu",
+    generator: Generator | None = None,
+) -> Array:
+    """Uniform in [low, high): 24 random bits, 53 for float64; alike on all devices."""
+    dtype = numpy.dtype(dtype)
+    bits = 53 if dtype == numpy.float64 else 24
+    width = numpy.uint64 if bits == 53 else numpy.uint32
+    words = empty(shape, width, device)
+    random_bits(out=words, shift=64 - bits, **_scalars(generator))
+    return uniform_from_bits(
+        words,
+        out=empty(shape, dtype, device),
+        low=low,
+        width=high - low,
+        unit=2.0**-bits,
+        last=float(numpy.nextafter(dtype.type(high), dtype.type(low))),
+    )
+
+
+def normal(
+    shape,
+    mean: float = 0.0,
+    std: float = 1.0,
+    dtype=numpy.float32,
+    device: str | None = "cpu",
+    generator: Generator | None = None,
+) -> Array:
+    """Normal: std sqrt(-2 log u) cos(2 pi v) + mean.
+
+    Devices differ by the rounding of their log and cos.
+    """
+    dtype = numpy.dtype(dtype)
+    wide = dtype == numpy.float64
+    words = [empty(shape, numpy.uint64 if wide else numpy.uint32, device) for _ in "uv"]
+    pair = random_pair_wide if wide else random_pair
+    pair(out=tuple(words), **_scalars(generator))
+    return normal_from_bits(
+        *words,
+        out=empty(shape, dtype, device),
+        mean=mean,
+        std=std,
+        unit=2.0 ** (-53 if wide else -32),
+        tau=2 * math.pi,
+    )
+
+
+def integers(
+    low: int,
+    high: int,
+    shape,
+    dtype=numpy.int64,
+    device: str | None = "cpu",
+    generator: Generator | None = None,
+) -> Array:
+    """Integers in [low, high): floor(64 random bits * (high - low) / 2**64) + low.
+
+    The probabilities differ by less than (high - low) / 2**64. Raises ValueError
+    if there are none or more than 2**32 integers to choose from.
+    """
+    if not 0 < high - low <= 2**32:
+        raise ValueError(f"integers need 0 < high - low <= 2**32, got [{low}, {high})")
+    return random_integers(
+        out=empty(shape, dtype, device),
+        low=low % 2**64,
+        span=high - low,
+        **_scalars(generator),
+    )
+
+
+def permutation(
+    n: int, device: str | None = "cpu", generator: Generator | None = None
+) -> Array:
+    """The integers 0 to n - 1 in random order: the order of n words of 64 bits."""
+    words = empty((n,), numpy.uint64, device)
+    random_bits(out=words, shift=0, **_scalars(generator))
+    return array_module(words).argsort(words, kind="stable").astype(numpy.int64)
+
+
+def bernoulli(
+    shape,
+    p: float,
+    dtype=numpy.bool_,
+    device: str | None = "cpu",
+    generator: Generator | None = None,
+) -> Array:
+    """One with probability p (to 2**-32), else zero: the mask of dropout."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"a probability is between 0 and 1, got {p}")
+    return random_mask(
+        out=empty(shape, dtype, device),
+        threshold=round(p * 2**32),
+        **_scalars(generator),
+    )
