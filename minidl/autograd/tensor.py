@@ -201,6 +201,11 @@ class Tensor:
         self.requires_grad = requires_grad
         return self
 
+    def move(self, array) -> None:
+        """Hold another array, of another device or number type; the gradient goes."""
+        self._grad = None
+        self.data = array
+
     def detach(self) -> "Tensor":
         """The same array, cut off from the graph."""
         return Tensor(self.data)

@@ -22,7 +22,11 @@ class Pointwise:
         self.name, self.expression, self.scalars = name, expression, scalars
         self.arguments = arguments.split()
         self.kernel = Kernel(
-            name, arguments, "y", f"y = {calculus.expand(expression)};", scalars
+            name,
+            inputs=arguments,
+            outputs="result",
+            scalars=scalars,
+            body=f"result = {calculus.expand(expression)};",
         )
         self.gradients: dict[int, tuple] = {}
 

@@ -11,38 +11,39 @@ class MaxPool(Op):
 
     def forward(self, x, settings):
         y, indices = raw.max_pool_forward(x, *settings)
-        self.shape = x.shape
+        self.shape, self.settings = x.shape, settings
         self.save_for_backward(indices)
         return y, indices
 
     def backward(self, g, _):
         (indices,) = self.saved_tensors
-        return MaxUnpool.apply(g, indices.data, self.shape)
+        return MaxUnpool.apply(g, indices.data, self.shape, self.settings[:4])
 
 
 class MaxUnpool(Op):
     """Each element goes to the place its index names; several there are added."""
 
-    def forward(self, g, indices, shape):
+    def forward(self, g, indices, shape, window):
+        self.window = window
         self.save_for_backward(indices)
-        return raw.max_pool_backward(g, indices, shape)
+        return raw.max_pool_backward(g, indices, shape, *window)
 
     def backward(self, g):
         (indices,) = self.saved_tensors
-        return MaxGather.apply(g, indices.data)
+        return MaxGather.apply(g, indices.data, self.window)
 
 
 class MaxGather(Op):
     """The elements at the places that the indices name."""
 
-    def forward(self, x, indices):
-        self.shape = x.shape
+    def forward(self, x, indices, window):
+        self.shape, self.window = x.shape, window
         self.save_for_backward(indices)
         return raw.max_pool_gather(x, indices)
 
     def backward(self, g):
         (indices,) = self.saved_tensors
-        return MaxUnpool.apply(g, indices.data, self.shape)
+        return MaxUnpool.apply(g, indices.data, self.shape, self.window)
 
 
 class AvgPool(Op):
@@ -61,7 +62,8 @@ class AvgUnpool(Op):
 
     def forward(self, g, shape, settings):
         self.settings = settings
-        return raw.avg_pool_backward(g, shape, *settings)
+        window, counting = settings[:3], settings[4:]
+        return raw.avg_pool_backward(g, shape, *window, *counting)
 
     def backward(self, g):
         return AvgPool.apply(g, self.settings)

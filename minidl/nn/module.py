@@ -1,0 +1,263 @@
+"""Module: a tree of parameters and buffers with a forward."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from minidl.array.device import canonical_device, to_device
+from minidl.array.dtypes import is_floating_point
+from minidl.autograd.tensor import Tensor
+from minidl.nn.parameter import Parameter
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict(strict=False)` did not find, and did not know."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """Base of all layers and models, as in PyTorch.
+
+    Parameters, buffers and modules that are assigned as attributes are registered,
+    in the order of assignment, which is the order of everything: names, flat storage,
+    buckets and files.
+    """
+
+    training: bool
+
+    def __init__(self):
+        self.__dict__.update(training=True, _parameters={}, _buffers={}, _modules={})
+
+    def forward(self, *inputs):
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *inputs, **options):
+        return self.forward(*inputs, **options)
+
+    # Registration -----------------------------------------------------------------
+
+    def __setattr__(self, name: str, value) -> None:
+        tables = self._tables(name)
+        kind = (
+            "_parameters"
+            if isinstance(value, Parameter)
+            else "_modules"
+            if isinstance(value, Module)
+            else next((k for k, table in tables.items() if name in table), None)
+        )
+        if kind is None:
+            object.__setattr__(self, name, value)
+            return
+        if kind == "_parameters" and not isinstance(value, Parameter | None):
+            raise TypeError(
+                f"{name!r} is a parameter: it can become a Parameter or None, "
+                f"not {type(value).__name__}"
+            )
+        for other, table in tables.items():
+            if other != kind:
+                table.pop(name, None)
+        self.__dict__.pop(name, None)
+        tables[kind][name] = value
+
+    def _tables(self, name: str) -> dict[str, dict]:
+        if "_modules" not in self.__dict__:
+            raise AttributeError(
+                f"{type(self).__name__}: call super().__init__() before setting {name!r}"
+            )
+        return {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules")}
+
+    def __getattr__(self, name: str):
+        for kind in ("_parameters", "_buffers", "_modules"):
+            table = self.__dict__.get(kind, {})
+            if name in table:
+                return table[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        for table in self._tables(name).values():
+            if name in table:
+                del table[name]
+                return
+        object.__delattr__(self, name)
+
+    def __dir__(self):
+        tables = (self._parameters, self._buffers, self._modules)
+        return [*super().__dir__(), *(name for table in tables for name in table)]
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent=True) -> None:
+        """Keep a Tensor that is part of the state but is not trained."""
+        self._buffers[name] = tensor
+        if not persistent:
+            self.__dict__.setdefault("_transient", []).append(name)
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Register a parameter by name; None holds the place of one that is absent."""
+        self._parameters[name] = param
+
+    def register_module(self, name: str, module: "Module | None") -> None:
+        """Register a module by name."""
+        self._modules[name] = module
+
+    add_module = register_module
+
+    # The tree ---------------------------------------------------------------------
+
+    def named_modules(self, memo=None, prefix: str = "") -> Iterator:
+        """This module and all below it, each once, with its dotted name."""
+        memo = {} if memo is None else memo
+        if id(self) in memo:
+            return
+        memo[id(self)] = self
+        yield prefix, self
+        for name, module in self._modules.items():
+            if module is not None:
+                yield from module.named_modules(memo, join(prefix, name))
+
+    def modules(self) -> Iterator["Module"]:
+        return (module for _, module in self.named_modules())
+
+    def named_children(self) -> Iterator:
+        return ((n, m) for n, m in self._modules.items() if m is not None)
+
+    def children(self) -> Iterator["Module"]:
+        return (module for _, module in self.named_children())
+
+    def _named(self, kind: str, prefix: str, recurse: bool, once: bool) -> Iterator:
+        seen: dict = {}
+        found = self.named_modules(prefix=prefix) if recurse else [(prefix, self)]
+        for path, module in found:
+            for name, value in module.__dict__[kind].items():
+                if value is not None and not (once and id(value) in seen):
+                    seen[id(value)] = value
+                    yield join(path, name), value
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with their dotted names, in order, a shared one once."""
+        return self._named("_parameters", prefix, recurse, remove_duplicate)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """All parameters, in order; each is told its name on the way."""
+        for name, p in self.named_parameters(recurse=recurse):
+            p.name = name
+            yield p
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        return self._named("_buffers", prefix, recurse, remove_duplicate)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        return (buffer for _, buffer in self.named_buffers(recurse=recurse))
+
+    # The state --------------------------------------------------------------------
+
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """All parameters and persistent buffers by name, as Tensors on their arrays."""
+        state = {}
+        for name, p in self._parameters.items():
+            if p is not None:
+                state[prefix + name] = p.detach()
+        for name, buffer in self._buffers.items():
+            if buffer is not None and name not in self.__dict__.get("_transient", ()):
+                state[prefix + name] = buffer.detach()
+        for name, module in self.named_children():
+            state.update(module.state_dict(f"{prefix}{name}."))
+        return state
+
+    def load_state_dict(self, state_dict, strict: bool = True) -> IncompatibleKeys:
+        """Copy values (Tensors or arrays) in by name.
+
+        Raises RuntimeError, before anything is changed, for shapes that differ and,
+        if `strict`, for names that are missing or unknown.
+        """
+        own = self.state_dict()
+        missing = [name for name in own if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in own]
+        wrong = [
+            f"{name} has shape {tuple(own[name].shape)} here and "
+            f"{tuple(state_dict[name].shape)} there"
+            for name in own
+            if name in state_dict and own[name].shape != tuple(state_dict[name].shape)
+        ]
+        if strict:
+            wrong += [f"{name} is missing" for name in missing]
+            wrong += [f"{name} is unknown here" for name in unexpected]
+        if wrong:
+            raise RuntimeError(
+                f"the state does not fit {type(self).__name__}: {'; '.join(wrong)}"
+            )
+        for name, tensor in own.items():
+            if name in state_dict:
+                value = state_dict[name]
+                value = value.data if isinstance(value, Tensor) else np.asarray(value)
+                tensor.data[...] = to_device(value, tensor.device)
+        return IncompatibleKeys(missing, unexpected)
+
+    # The mode, the place, the type ------------------------------------------------
+
+    def train(self, mode: bool = True) -> "Module":
+        """Behave as in training (dropout, batch statistics), or not."""
+        for module in self.modules():
+            module.__dict__["training"] = bool(mode)
+        return self
+
+    def eval(self) -> "Module":
+        """Behave as in evaluation."""
+        return self.train(False)
+
+    def apply(self, fn: Callable[["Module"], None]) -> "Module":
+        """Call fn on every module, children first."""
+        for module in self.children():
+            module.apply(fn)
+        fn(self)
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or set them to zero."""
+        for p in self.parameters():
+            if set_to_none or p.grad is None:
+                p.grad = None
+            else:
+                p.grad.data[...] = 0
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Module":
+        """Whether the parameters are trained."""
+        for p in self.parameters():
+            p.requires_grad_(requires_grad)
+        return self
+
+    def to(self, device=None, dtype=None) -> "Module":
+        """Move to a device, cast floating-point values to a type; returns the module.
+
+        Do this before building an optimizer: parameters leave their flat storage.
+        """
+        if device is not None and not isinstance(device, str):
+            device, dtype = None, device
+        place = None if device is None else canonical_device(device)
+        for tensor in [*self.parameters(), *self.buffers()]:
+            array = tensor.data if place is None else to_device(tensor.data, place)
+            if dtype is not None and is_floating_point(array.dtype):
+                array = array.astype(dtype, copy=False)
+            if array is not tensor.data:
+                tensor.move(array)
+        return self
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {module!r}" for name, module in self.named_children()]
+        if not lines:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        body = "\n".join(lines).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {body}\n)"
+
+    def extra_repr(self) -> str:
+        """The settings of a layer, for its representation."""
+        return ""
+
+
+def join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,162 @@
+"""Parameters, and the flat storage that they are views of."""
+
+from math import prod
+
+from minidl.array.device import array_module, to_device
+from minidl.autograd.tensor import Tensor
+
+ALIGNMENT = 64  # bytes: a cache line, and more than any vector load asks for
+
+
+class Parameter(Tensor):
+    """A leaf Tensor that a Module owns and an optimizer changes.
+
+    In flat storage `data` and `grad` are views: to assign to them is to copy into
+    them. `name` is what the module that was last asked for it calls it.
+    """
+
+    __slots__ = ("storage", "offset", "gradient_view", "name")
+
+    def __init__(self, data, requires_grad: bool = True):
+        self.storage = self.gradient_view = None
+        self.offset = 0
+        self.name = ""
+        super().__init__(data.data if isinstance(data, Tensor) else data)
+        self.requires_grad_(requires_grad)
+
+    @property
+    def data(self):
+        return _array.__get__(self)
+
+    @data.setter
+    def data(self, array):
+        if self.storage is None:
+            _array.__set__(self, array)
+            return
+        if array.shape != self.shape:
+            raise ValueError(
+                f"parameter {self.name or 'in flat storage'} has shape {self.shape}, "
+                f"got an array of shape {array.shape}"
+            )
+        self.data[...] = to_device(array, self.device)
+
+    def attach(self, storage: "FlatStorage", offset: int) -> None:
+        """Move into flat storage."""
+        view = storage.view(storage.data, offset, self.shape)
+        view[...] = self.data
+        before, self._grad = self._grad, None
+        _array.__set__(self, view)
+        self.storage, self.offset = storage, offset
+        self.gradient_view = storage.view(storage.grad, offset, self.shape)
+        self.grad = before
+
+    def move(self, array) -> None:
+        """Hold an array of its own, outside of flat storage."""
+        self.storage = self.gradient_view = None
+        super().move(array)
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            self.check_gradient(value)
+            if self.gradient_view is not None:
+                self.gradient_view[...] = value.data
+                value = Tensor(self.gradient_view)
+        self._grad = value
+
+    def empty_gradient(self):
+        return self.gradient_view if self._grad is None else None
+
+    def accumulate(self, gradient: Tensor) -> None:
+        """The first gradient of a step is stored in the view, later ones added."""
+        view = self.gradient_view
+        if view is None:
+            super().accumulate(gradient)
+        elif self._grad is None:
+            if gradient.data is not view:
+                view[...] = gradient.data
+            self._grad = Tensor(
+                view,
+                gradient.requires_grad,
+                gradient.creator,
+                gradient.output_index,
+            )
+        elif gradient.creator is None and self._grad.creator is None:
+            view += gradient.data
+        else:
+            total = self._grad + gradient
+            self._grad = None
+            self.accumulate(total)
+
+
+_array = Tensor.__dict__["data"]  # the slot behind Parameter.data
+
+
+class FlatStorage:
+    """Two arrays, `data` and `grad`, that hold parameters end to end.
+
+    Each begins at a multiple of 64 bytes; what lies between them is zero and stays
+    zero, so that arithmetic on the whole buffer is arithmetic on all parameters.
+    """
+
+    def __init__(self, parameters: list[Parameter]):
+        first = parameters[0]
+        for p in parameters:
+            if (p.dtype, p.device) != (first.dtype, first.device):
+                raise ValueError(
+                    "flat storage holds parameters of one number type and device, got "
+                    f"{first.dtype} on {first.device} and {p.dtype} on {p.device}"
+                )
+        self.parameters = parameters
+        self.unit = ALIGNMENT // first.dtype.itemsize
+        self.size = sum(self.room(p) for p in parameters)
+        self.data = self.zeros(first)
+        self.grad = self.zeros(first)
+        offset = 0
+        for p in parameters:
+            p.attach(self, offset)
+            offset = self.end(p)
+
+    def room(self, p: Parameter) -> int:
+        """Elements that a parameter takes, what follows it for alignment included."""
+        return -(-p.data.size // self.unit) * self.unit
+
+    def end(self, p: Parameter) -> int:
+        """Where the next parameter begins."""
+        return p.offset + self.room(p)
+
+    def zeros(self, like: Tensor | None = None):
+        """An array of zeros with the layout of the storage."""
+        like = self.data if like is None else like.data
+        return array_module(like).zeros(self.size, like.dtype)
+
+    @staticmethod
+    def view(flat, offset: int, shape: tuple[int, ...]):
+        """The part of a flat array that belongs to a parameter."""
+        return flat[offset : offset + prod(shape)].reshape(shape)
+
+
+def flat_storages(parameters: list[Parameter]) -> list[FlatStorage]:
+    """The storages of these parameters, in order; those without get one.
+
+    A new storage is made for all parameters of one number type and device, unless
+    one holds exactly these already.
+    """
+    kinds: dict = {}
+    for p in parameters:
+        kinds.setdefault((p.dtype, p.device), []).append(p)
+    storages = []
+    for members in kinds.values():
+        storage = members[0].storage
+        if storage is None or len(storage.parameters) != len(members):
+            storage = FlatStorage(members)
+        elif any(p is not q for p, q in zip(storage.parameters, members, strict=True)):
+            storage = FlatStorage(members)
+        elif any(p.storage is not storage for p in members):
+            storage = FlatStorage(members)
+        storages.append(storage)
+    return storages
