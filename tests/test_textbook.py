@@ -273,6 +273,10 @@ def test_losses_by_hand():
         (dict(ignore_index=0), first),
         (dict(weight=[3, 1]), (first + 3 * second) / 4),
         (dict(label_smoothing=0.5), (0.75 * first + 0.25 * math.log(4) + second) / 2),
+        (
+            dict(label_smoothing=0.5, weight=[3, 1]),
+            (0.75 * first + 3 * 0.25 * math.log(4) + (3 * 0.75 + 0.25) * second) / 4,
+        ),
     ):
         assert book.cross_entropy(x, labels, **options) == pytest.approx(value)
     assert book.mse_loss([1, 2], [3, 1]) == 2.5
@@ -307,6 +311,9 @@ def test_two_steps_of_adam_by_hand():
     assert plain == pytest.approx((0.9, 0.9 - step), rel=1e-12)
     # sqrt of the corrected v is 0.5, and 0.5 + eps = 1 halves the first step
     assert two_steps(book.adam_step, lr=0.1, eps=0.5)[0] == pytest.approx(0.95)
+    # the same with g = 0.3 + 0.2 * 1 = 0.5
+    decayed = two_steps(book.adam_step, 0.3, lr=0.1, eps=0.5, weight_decay=0.2)
+    assert decayed[0] == pytest.approx(0.95)
     # decay of 0.1 * 0.2 = 2 % before each step
     decayed = two_steps(book.adamw_step, lr=0.1, eps=0, weight_decay=0.2)
     assert decayed == pytest.approx((0.88, 0.88 * 0.98 - step), rel=1e-12)
@@ -380,6 +387,19 @@ def test_ranks_do_not_change_the_training():
     np.testing.assert_allclose(shared_losses, losses, 1e-9)
     for name in params:
         np.testing.assert_allclose(shared[name], alone[name], 1e-7, 1e-9)
+
+
+def test_training_keeps_the_state_of_the_optimizer():
+    gradients = [(np.array([0.5]), None), (np.array([-0.25]), None)]
+    params, losses = book.train(
+        lambda params, g, _: (float(params["p"][0]), {"p": g}),
+        {"p": [1.0]},
+        gradients,
+        lr=0.1,
+    )
+    assert (losses[0], losses[1], params["p"][0]) == pytest.approx(
+        (1, *two_steps(book.adam_step, lr=0.1)), rel=1e-12
+    )
 
 
 def test_training_learns_and_leaves_its_arguments_alone():
