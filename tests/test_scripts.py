@@ -13,10 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("scripts/environment", "scripts/train", "scripts/test", ".ci/run")
-TOOLS = (
-    "bash cat chmod cksum cp cut dirname env flock mkdir mv readlink rm rmdir sleep"
-    " tail"
-).split()
+TOOLS = "bash cat chmod cksum cp cut dirname env flock mkdir mv readlink rm rmdir "
+TOOLS += "sleep tail"
 
 # Stands for the machine's Python and, copied into .venv, for the environment's.
 PYTHON = r"""#!/usr/bin/env bash
@@ -50,7 +48,7 @@ class Checkout:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
-        for tool in TOOLS:
+        for tool in TOOLS.split():
             if path := shutil.which(tool):
                 (self.bin / tool).symlink_to(path)
         self.python("python3")
