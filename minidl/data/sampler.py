@@ -6,6 +6,7 @@ from numbers import Integral
 import numpy as np
 
 from minidl.array.errors import DataError
+from minidl.array.random import Generator, key, permutation
 
 
 class DistributedSampler:
@@ -67,7 +68,8 @@ class DistributedSampler:
         """The indices of the whole epoch, of all ranks, in their order."""
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return _permutation(len(self.dataset), self.seed, self.epoch)
+        generator = Generator(key("order", int(self.seed), int(self.epoch)))
+        return permutation(len(self.dataset), generator=generator)
 
     def num_batches(self, batch_size: int) -> int:
         """How many global batches of `batch_size` are left of the epoch."""
@@ -103,9 +105,3 @@ def share(count: int, num_replicas: int, rank: int) -> slice:
     size, longer = divmod(count, num_replicas)  # the first `longer` ranks take one more
     start = rank * size + min(rank, longer)
     return slice(start, start + size + (rank < longer))
-
-
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """0 to n - 1 in the order of 64-bit Philox numbers keyed by (seed, epoch)."""
-    words = np.random.Philox(key=[seed, epoch]).random_raw(n)
-    return np.argsort(words, kind="stable")
