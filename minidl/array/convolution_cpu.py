@@ -17,7 +17,7 @@ import numpy as np
 from minidl.array.threads import blas_threads, get_num_threads, parallel
 from minidl.array.windows import taps
 
-BLOCK_BYTES = 1 << 20  # of columns; they and the result share a core's L2 cache
+BLOCK_BYTES = 3 << 19  # of columns and result together, about a core's L2 cache
 SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
 SHIFT_CHANNELS = 48  # rows a product needs so that adding k of them up is cheap
 
@@ -102,10 +102,11 @@ def _from_rows(rows, shape):
     return np.moveaxis(rows.reshape(k, first, n, *rest), 2, 0)
 
 
-def _pieces(total, step):
-    """Slices of `step`, the last one shorter."""
-    starts = range(0, total, step)
-    return [slice(start, min(start + step, total)) for start in starts]
+def _pieces(total, most):
+    """Slices of 0 to total, as equal as can be, none longer than `most`."""
+    count = -(-total // max(1, most))
+    step = -(-total // max(1, count))
+    return [slice(at, min(at + step, total)) for at in range(0, total, max(1, step))]
 
 
 class _Lowering:
@@ -118,7 +119,7 @@ class _Lowering:
         self.size, self.out, self.groups = tuple(size), tuple(out), groups
         self.kernel = tuple(w_shape[2:])
         self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.dtype = x.dtype
+        self.dtype, self.filters = x.dtype, w_shape[0]
         self.work = prod(w_shape) * prod(out) * self.n
         first, *rest = self.kernel
         self.shifts, self.depth = 1, prod(w_shape[1:])
@@ -162,15 +163,16 @@ class _Lowering:
 
     def cut(self, images, rows):
         """Blocks (images, rows) of at most BLOCK_BYTES, all of one strip together."""
-        line = self.groups * self.depth * prod(self.out[1:]) * self.dtype.itemsize
-        strips = max(1, BLOCK_BYTES // line - self.extra)
-        for strip in _pieces(rows.stop - rows.start, strips):
-            strip = slice(rows.start + strip.start, rows.start + strip.stop)
-            high = strip.stop - strip.start + self.extra
-            count = max(1, BLOCK_BYTES // (line * high))
-            for part in _pieces(images.stop - images.start, count):
-                start = images.start
-                yield slice(start + part.start, start + part.stop), strip
+        high = rows.stop - rows.start
+        width = prod(self.out[1:]) * self.dtype.itemsize
+        source, result = self.groups * self.depth * width, self.filters * width
+        most = (BLOCK_BYTES - source * self.extra) // (source + result)
+        for strip in _pieces(high, most):
+            here = slice(rows.start + strip.start, rows.start + strip.stop)
+            high = strip.stop - strip.start
+            most = BLOCK_BYTES // (source * (high + self.extra) + result * high)
+            for part in _pieces(images.stop - images.start, most):
+                yield slice(images.start + part.start, images.start + part.stop), here
 
     def reach(self, rows):
         """Taps of the strip `rows`: it is a convolution with less padding."""
