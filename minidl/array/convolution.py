@@ -1,0 +1,234 @@
+"""Convolution of raw arrays in any number of spatial dimensions.
+
+Layouts are PyTorch's: x (N, C, *size), w (K, C / groups, *kernel), y (N, K, *out);
+stride, padding and dilation are tuples with one integer a spatial dimension. What
+is computed is a cross-correlation,
+
+    y[n, k, o] = b[k] + sum_{c, t} w[k, c, t] x[n, c, o * stride + t * dilation - p].
+
+This file holds the lowering of the textbooks, which is what a GPU runs: copy
+every window into a column and multiply matrices. `convolution_cpu` has the same
+three functions for NumPy, arranged so that everything stays in cache.
+"""
+
+from math import prod
+
+import numpy as np
+
+from minidl.array import convolution_cpu as cpu
+from minidl.array.device import array_module
+from minidl.array.windows import Array, Sizes, output_size, taps, windows
+
+COLUMN_BYTES = 30 << 20  # of one product; a GPU's second-level cache holds it
+
+
+def output_shape(
+    x_shape: Sizes,
+    w_shape: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int = 1,
+) -> Sizes:
+    """Shape (N, K, *out) of a convolution; ValueError where the shapes do not fit."""
+    if len(x_shape) != len(w_shape) or len(x_shape) < 3:
+        raise ValueError(
+            f"input of shape {tuple(x_shape)} and weight of shape {tuple(w_shape)}: "
+            "expected (N, C, *size) and (K, C / groups, *kernel) with the same number "
+            "of spatial dimensions"
+        )
+    if groups < 1 or w_shape[0] % groups:
+        raise ValueError(
+            f"groups={groups} must be positive and divide the {w_shape[0]} output "
+            "channels"
+        )
+    if x_shape[1] != w_shape[1] * groups:
+        raise ValueError(
+            f"weight of shape {tuple(w_shape)} with groups={groups} expects "
+            f"{w_shape[1] * groups} input channels, but the input of shape "
+            f"{tuple(x_shape)} has {x_shape[1]}"
+        )
+    size, kernel = tuple(x_shape[2:]), tuple(w_shape[2:])
+    out = output_size(size, kernel, stride, padding, dilation)
+    return (x_shape[0], w_shape[0], *out)
+
+
+def conv_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int = 1,
+) -> Array:
+    """y = w * x + b, of shape `output_shape(...)`; ValueError as there."""
+    geometry = (stride, padding, dilation, groups)
+    shape = output_shape(x.shape, w.shape, *geometry)
+    if array_module(x) is not np:
+        return forward(x, w, b, *geometry)
+    if x.dtype.itemsize > 2:
+        return cpu.forward(x, w, b, shape, *geometry)
+    wide = [None if a is None else a.astype(np.float32) for a in (x, w, b)]
+    return cpu.forward(*wide, shape, *geometry).astype(x.dtype)
+
+
+def conv_input_gradient(
+    gy: Array,
+    w: Array,
+    x_shape: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int = 1,
+) -> Array:
+    """gx, the transpose of x -> w * x applied to gy: a transposed convolution."""
+    geometry = (stride, padding, dilation, groups)
+    _check_gradient(gy, output_shape(x_shape, w.shape, *geometry))
+    if _is_forward(gy.shape, w.shape, *geometry):
+        reach = zip(w.shape[2:], padding, dilation, strict=True)
+        padding = tuple(d * (k - 1) - p for k, p, d in reach)
+        return conv_forward(
+            gy, _turned(w, groups), None, stride, padding, dilation, groups
+        )
+    if array_module(gy) is not np:
+        return input_gradient(gy, w, x_shape, *geometry)
+    if gy.dtype.itemsize > 2:
+        return cpu.input_gradient(gy, w, x_shape, *geometry)
+    wide = gy.astype(np.float32), w.astype(np.float32)
+    return cpu.input_gradient(*wide, x_shape, *geometry).astype(gy.dtype)
+
+
+def conv_weight_gradient(
+    gy: Array,
+    x: Array,
+    w_shape: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """gw, the transpose of w -> w * x applied to gy; written into `out` if given."""
+    geometry = (stride, padding, dilation, groups)
+    _check_gradient(gy, output_shape(x.shape, w_shape, *geometry))
+    xp = array_module(x)
+    if out is None:
+        out = xp.empty(w_shape, x.dtype)
+    elif out.shape != tuple(w_shape):
+        raise ValueError(
+            f"out has shape {out.shape}, expected the weight's {tuple(w_shape)}"
+        )
+    if xp is not np:
+        out[...] = weight_gradient(gy, x, w_shape, *geometry)
+    elif x.dtype.itemsize > 2:
+        cpu.weight_gradient(gy, x, out, *geometry)
+    else:
+        wide = np.empty(w_shape, np.float32)
+        narrow = gy.astype(np.float32), x.astype(np.float32)
+        cpu.weight_gradient(*narrow, wide, *geometry)
+        out[...] = wide
+    return out
+
+
+def _check_gradient(gy, expected):
+    if gy.shape != expected:
+        raise ValueError(
+            f"gradient of shape {gy.shape} does not fit this convolution, whose "
+            f"output has shape {expected}"
+        )
+
+
+def _is_forward(gy_shape, w_shape, stride, padding, dilation, groups) -> bool:
+    """Whether the input gradient is best computed as a convolution of gy.
+
+    It is one for stride 1; where gy has far more channels than x, its columns
+    would be larger than those that `col2im` adds up.
+    """
+    reach = zip(w_shape[2:], padding, dilation, strict=True)
+    return (
+        all(s == 1 for s in stride)
+        and all(p <= d * (k - 1) for k, p, d in reach)
+        and gy_shape[1] <= 4 * w_shape[1] * groups
+    )
+
+
+def _turned(w, groups):
+    """The weight that carries gy back: taps reversed, channels exchanged."""
+    k, c, *kernel = w.shape
+    w = w.reshape(groups, k // groups, c, *kernel).swapaxes(1, 2)
+    w = w[(..., *(slice(None, None, -1) for _ in kernel))]
+    return w.reshape(groups * c, k // groups, *kernel)
+
+
+# The lowering of the textbooks, a group and a chunk of the batch at a time.
+
+
+def forward(x, w, b, stride, padding, dilation, groups):
+    """Y = W @ columns(x), all matrices two-dimensional."""
+    xp = array_module(x)
+    n, k, *out = output_shape(x.shape, w.shape, stride, padding, dilation, groups)
+    y = xp.empty((n, k, *out), x.dtype)
+    for part in _chunks(x, w.shape, out):
+        for xs, ws, ys in _groups(groups, x[part], w, y[part]):
+            columns = _columns(xs, w.shape[2:], stride, padding, dilation)
+            rows = ws.reshape(len(ws), -1) @ columns
+            ys[...] = rows.reshape(len(ws), len(xs), *out).swapaxes(0, 1)
+    if b is not None:
+        y += b.reshape(-1, *(1 for _ in out))
+    return y
+
+
+def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
+    """columns(gx) = W.T @ gY, added up where the columns came from."""
+    xp = array_module(gy)
+    gx = xp.zeros(x_shape, gy.dtype)
+    size, out, kernel = tuple(x_shape[2:]), gy.shape[2:], w.shape[2:]
+    reach = taps(size, out, kernel, stride, padding, dilation)
+    for part in _chunks(gx, w.shape, out):
+        for gxs, ws, gys in _groups(groups, gx[part], w, gy[part]):
+            columns = ws.reshape(len(ws), -1).T @ _rows(gys)
+            columns = columns.reshape(-1, *kernel, len(gxs), *out)
+            for tap, served, read in reach:
+                here = columns[(slice(None), *tap, slice(None), *served)]
+                gxs[(..., *read)] += here.swapaxes(0, 1)
+    return gx
+
+
+def weight_gradient(gy, x, w_shape, stride, padding, dilation, groups):
+    """gW = gY @ columns(x).T, summed over the chunks in their order."""
+    xp = array_module(x)
+    gw = xp.zeros(w_shape, x.dtype)
+    for part in _chunks(x, w_shape, gy.shape[2:]):
+        for xs, gws, gys in _groups(groups, x[part], gw, gy[part]):
+            columns = _columns(xs, w_shape[2:], stride, padding, dilation)
+            gws += (_rows(gys) @ columns.T).reshape(gws.shape)
+    return gw
+
+
+def _chunks(x, w_shape, out):
+    """Slices of the batch whose columns are at most COLUMN_BYTES."""
+    image = prod(w_shape[1:]) * prod(out) * x.dtype.itemsize
+    step = max(1, COLUMN_BYTES // max(1, image))
+    return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
+def _groups(groups, x, w, y):
+    """The channels of each group: views of x, w and y."""
+    k, c = len(w) // groups, w.shape[1]
+    for g in range(groups):
+        ws = w[g * k : (g + 1) * k]
+        yield x[:, g * c : (g + 1) * c], ws, y[:, g * k : (g + 1) * k]
+
+
+def _columns(x, kernel, stride, padding, dilation):
+    """(C * prod(kernel), N * prod(out)): each window of the batch a column."""
+    view = windows(x, kernel, stride, padding, dilation)
+    view = view.swapaxes(0, 1)  # (C, N, *kernel, *out)
+    axes = (0, *range(2, 2 + len(kernel)), 1, *range(2 + len(kernel), view.ndim))
+    return view.transpose(axes).reshape(x.shape[1] * prod(kernel), -1)
+
+
+def _rows(y):
+    """(N, K, *out) -> (K, N * prod(out))."""
+    return y.swapaxes(0, 1).reshape(y.shape[1], -1)

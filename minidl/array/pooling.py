@@ -1,0 +1,242 @@
+"""Max and average pooling of raw arrays in any number of spatial dimensions.
+
+x is (N, C, *size); kernel, stride, padding and dilation are tuples with one integer
+a spatial dimension. Everything goes tap by tap (`windows.taps`): what all windows
+see under one tap is a strided view of x, so nothing is padded, every sum is taken
+in the same order each time, and windows that overlap cost nothing extra.
+"""
+
+from math import prod
+
+import numpy as np
+
+from minidl.array.device import array_module
+from minidl.array.threads import parallel
+from minidl.array.windows import Array, Sizes, output_size, taps
+
+BLOCK_BYTES = 1 << 18  # of the input: a few planes at a time stay in cache
+SERIAL_BYTES = 1 << 18  # of the input below which threads cost more than they give
+
+
+def pool_shape(
+    x_shape: Sizes,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool = False,
+) -> Sizes:
+    """Shape (N, C, *out) of a pooling; ValueError where the numbers do not fit."""
+    size = tuple(x_shape[2:])
+    out = output_size(size, kernel, stride, padding, dilation, ceil_mode)
+    extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    if any(2 * p > e for p, e in zip(padding, extent, strict=True)):
+        raise ValueError(
+            f"padding {padding} must be at most half of the kernel's extent {extent}"
+        )
+    return (*x_shape[:2], *out)
+
+
+def max_pool_forward(
+    x: Array,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool = False,
+) -> tuple[Array, Array]:
+    """y[n, c, o] = max of a window, and where: flat positions in the plane (int32).
+
+    The first of equal maxima counts, and a NaN counts as the maximum. Positions are
+    those of `torch.nn.functional.max_pool2d(..., return_indices=True)`.
+    """
+    shape = pool_shape(x.shape, kernel, stride, padding, dilation, ceil_mode)
+    xp = array_module(x)
+    size, out = tuple(x.shape[2:]), shape[2:]
+    reach = taps(size, out, kernel, stride, padding, dilation)
+    lowest = -np.inf if x.dtype.kind not in "iu" else np.iinfo(x.dtype).min
+    geometry = (size, out, kernel, stride, padding, dilation)
+    first, corners, offsets = _positions(xp, *geometry)
+    y, indices = xp.empty(shape, x.dtype), xp.empty(shape, np.int32)
+
+    def work(part):
+        source, best = x[part], y[part]
+        winner = xp.empty(best.shape, first.dtype)
+        best[...], winner[...] = lowest, first
+        for tap, served, read in reach:
+            value = xp.ascontiguousarray(source[(..., *read)])
+            top, number = best[(..., *served)], winner[(..., *served)]
+            better = (value > top) | (value != value)
+            xp.maximum(top, value, out=top)
+            # tap numbers grow, so that the largest which was better is the last
+            here = number.dtype.type(_number(tap, kernel))
+            xp.maximum(number, better * here, out=number)
+        xp.add(xp.take(offsets, winner), corners, out=indices[part])
+
+    parallel(work, _parts(x))
+    return y, indices
+
+
+def max_pool_backward(
+    gy: Array,
+    indices: Array,
+    x_shape: Sizes,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+) -> Array:
+    """gx: each gy added at the position its maximum came from.
+
+    Takes the numbers of the forward pooling, so that one tap at a time can be added
+    up: no two windows then write to the same place, on any device. ValueError where
+    gy and indices differ in shape.
+    """
+    if gy.shape != indices.shape:
+        raise ValueError(
+            f"gradient of shape {gy.shape} and indices of shape {indices.shape} "
+            "must have the same shape"
+        )
+    xp = array_module(gy)
+    size, out = tuple(x_shape[2:]), gy.shape[2:]
+    reach = taps(size, out, kernel, stride, padding, dilation)
+    _, corners, offsets = _positions(xp, size, out, kernel, stride, padding, dilation)
+    gx = xp.zeros(x_shape, gy.dtype)
+
+    def work(part):
+        target, source = gx[part], gy[part]
+        relative = indices[part] - corners
+        for tap, served, read in reach:
+            hit = relative[(..., *served)] == offsets[_number(tap, kernel)]
+            target[(..., *read)] += xp.where(hit, source[(..., *served)], 0)
+
+    parallel(work, _parts(gx))
+    return gx
+
+
+def max_pool_gather(x: Array, indices: Array) -> Array:
+    """The elements of x at `indices`, the transpose of `max_pool_backward`."""
+    xp = array_module(x)
+    n, c = x.shape[:2]
+    flat = indices.reshape(n, c, prod(indices.shape[2:])).astype(np.int64)
+    values = xp.take_along_axis(x.reshape(n, c, prod(x.shape[2:])), flat, axis=2)
+    return values.reshape(indices.shape)
+
+
+def avg_pool_forward(
+    x: Array,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """y[n, c, o] = sum of a window / its number of elements.
+
+    Elements of the padding are zeros, counted if `count_include_pad`; what hangs
+    over the padding under `ceil_mode` never counts. `divisor_override` replaces the
+    number altogether.
+    """
+    ones = (1,) * len(kernel)
+    shape = pool_shape(x.shape, kernel, stride, padding, ones, ceil_mode)
+    xp = array_module(x)
+    size, out = tuple(x.shape[2:]), shape[2:]
+    reach = taps(size, out, kernel, stride, padding, ones)
+    wide = np.promote_types(x.dtype, np.float32)
+    how = (kernel, stride, padding, count_include_pad, divisor_override)
+    divisor = _divisor(xp, size, out, *how).astype(wide)
+    y = xp.empty(shape, x.dtype)
+
+    def work(part):
+        total = xp.zeros(y[part].shape, wide)
+        for _, served, read in reach:
+            total[(..., *served)] += x[part][(..., *read)]
+        y[part] = total / divisor
+
+    parallel(work, _parts(x))
+    return y
+
+
+def avg_pool_backward(
+    gy: Array,
+    x_shape: Sizes,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """gx: each gy spread evenly over its window, the transpose of the forward."""
+    xp = array_module(gy)
+    size, out = tuple(x_shape[2:]), gy.shape[2:]
+    reach = taps(size, out, kernel, stride, padding, (1,) * len(kernel))
+    wide = np.promote_types(gy.dtype, np.float32)
+    how = (kernel, stride, padding, count_include_pad, divisor_override)
+    divisor = _divisor(xp, size, out, *how).astype(wide)
+    gx = xp.empty(x_shape, gy.dtype)
+
+    def work(part):
+        total, share = xp.zeros(gx[part].shape, wide), gy[part] / divisor
+        for _, served, read in reach:
+            total[(..., *read)] += share[(..., *served)]
+        gx[part] = total
+
+    parallel(work, _parts(gx))
+    return gx
+
+
+def _parts(x):
+    """Index the planes of x in blocks that stay in cache, all at once on a GPU."""
+    n, c = x.shape[:2]
+    plane = max(1, prod(x.shape[2:]) * x.dtype.itemsize)
+    if array_module(x) is not np or n * c * plane <= SERIAL_BYTES:
+        return [(slice(n), slice(c))]
+    channels = min(c, max(1, BLOCK_BYTES // plane))
+    images = max(1, BLOCK_BYTES // (plane * c))
+    return [
+        (slice(i, i + images), slice(j, j + channels))
+        for i in range(0, n, images)
+        for j in range(0, c, channels)
+    ]
+
+
+def _number(tap, kernel):
+    """The place of a tap in row-major order."""
+    return int(np.ravel_multi_index(tap, kernel))
+
+
+def _positions(xp, size, out, kernel, stride, padding, dilation):
+    """What flat positions are made of: corner of a window + offset of a tap.
+
+    Returns the number of each window's first tap inside the plane and its corner
+    (negative in the padding), both of shape `out`, and the offsets of all taps.
+    """
+    step, number = prod(size), prod(kernel)
+    first, corners, offsets = (xp.zeros((), np.int32) for _ in range(3))
+    for n, o, k, s, p, d in zip(
+        size, out, kernel, stride, padding, dilation, strict=True
+    ):
+        step, number = step // max(1, n), number // k
+        starts = xp.arange(o, dtype=np.int32) * s - p
+        inside = xp.minimum((d - 1 - xp.minimum(starts, 0)) // d, k - 1)
+        first = first[..., None] + inside * number
+        corners = corners[..., None] + starts * step
+        offsets = offsets[..., None] + xp.arange(k, dtype=np.int32) * (d * step)
+    return first.astype(np.min_scalar_type(prod(kernel))), corners, offsets.ravel()
+
+
+def _divisor(xp, size, out, kernel, stride, padding, count_include_pad, override):
+    """The number that each window's sum is divided by, of shape `out` or ()."""
+    if override is not None:
+        if override == 0:
+            raise ValueError("divisor_override must not be zero")
+        return xp.full((), override)
+    divisor = xp.ones((), np.int64)
+    for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
+        start = xp.arange(o) * s - p
+        stop = xp.minimum(start + k, n + p)
+        if not count_include_pad:
+            start, stop = xp.maximum(start, 0), xp.minimum(stop, n)
+        divisor = divisor[..., None] * (stop - start)
+    return divisor
