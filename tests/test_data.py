@@ -22,7 +22,7 @@ from minidl.array.errors import CheckpointError, DataError
 from minidl.data import DataLoader, Dataset, DistributedSampler, Standardize, load
 from minidl.data import download as downloads
 from minidl.data.idx import read_idx, read_images, read_labels
-from minidl.data.sampler import share
+from minidl.array.sampling import share
 
 STEMS = (
     "train-images-idx3-ubyte",

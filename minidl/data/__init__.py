@@ -6,7 +6,7 @@ DistributedSampler (which samples, when) -> DataLoader -> the model
 
 from minidl.data.datasets import Dataset, load
 from minidl.data.loader import DataLoader
-from minidl.data.sampler import DistributedSampler
+from minidl.array.sampling import DistributedSampler
 from minidl.data.transforms import Standardize
 
 __all__ = ["DataLoader", "Dataset", "DistributedSampler", "Standardize", "load"]

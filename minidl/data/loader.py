@@ -6,7 +6,7 @@ import numpy as np
 
 from minidl.array.device import canonical_device, to_device
 from minidl.data.datasets import Dataset
-from minidl.data.sampler import DistributedSampler
+from minidl.array.sampling import DistributedSampler
 
 
 class DataLoader:
