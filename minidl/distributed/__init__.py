@@ -1,1 +1,43 @@
-"""The room `distributed`."""
+"""The room `distributed`: several ranks that work as one."""
+
+from minidl.distributed.collectives import (
+    all_gather,
+    all_gather_into_tensor,
+    all_gather_object,
+    all_reduce,
+    barrier,
+    broadcast,
+    broadcast_object,
+    destroy_process_group,
+    get_backend,
+    get_rank,
+    get_world_size,
+    reduce_scatter,
+    reduce_scatter_tensor,
+)
+from minidl.distributed.communicator import Alone, Communicator, Work
+from minidl.distributed.launch import init, is_initialized, launched
+from minidl.distributed.simulated import Simulated
+
+__all__ = [
+    "Alone",
+    "Communicator",
+    "Simulated",
+    "Work",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object",
+    "destroy_process_group",
+    "get_backend",
+    "get_rank",
+    "get_world_size",
+    "init",
+    "is_initialized",
+    "launched",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+]

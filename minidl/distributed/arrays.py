@@ -1,0 +1,102 @@
+"""What a communicator takes, and how the arrays of several ranks become one."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DTYPES = FLOATS + ("bool", "int8", "int16", "int32", "int64")
+DTYPES += ("uint8", "uint16", "uint32", "uint64")
+
+
+class Call(NamedTuple):
+    """One collective as a rank calls it: what ranks must agree on."""
+
+    name: str
+    detail: str | int = ""  # the operation, or the source rank
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+
+    def __str__(self):
+        shape = "" if self.shape is None else f"shape {self.shape}"
+        return f"{self.name}({', '.join(filter(None, [*map(str, self[1:3]), shape]))})"
+
+
+def check(name, *arrays):
+    """Refuse, before anything is sent, what a communicator cannot take."""
+    for array in arrays:
+        if not isinstance(array, np.ndarray) and not is_on_device(array):
+            raise TypeError(
+                f"{name} takes a NumPy or CuPy array, not {type(array).__name__}; "
+                "of a tensor, pass its data"
+            )
+        if array.dtype.name not in DTYPES or not array.dtype.isnative:
+            raise TypeError(
+                f"{name} does not take {array.dtype}; it takes {', '.join(DTYPES)}, "
+                "in the byte order of the machine"
+            )
+        if not array.flags.c_contiguous:
+            raise ValueError(
+                f"{name} needs a C-contiguous array, and the one of shape "
+                f"{array.shape} has strides {array.strides}; pass a contiguous copy"
+            )
+
+
+def check_writable(name, array):
+    """Refuse a read-only array for a result."""
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        raise ValueError(f"{name} writes its result into an array that is read-only")
+
+
+def check_op(name, op, array):
+    """Refuse an unknown operation, and one that the dtype does not have."""
+    if op not in OPS:
+        raise ValueError(f"{name} knows the ops {', '.join(OPS)}, not {op!r}")
+    if array.dtype.name == "bool" or op == "avg" and array.dtype.name not in FLOATS:
+        raise TypeError(f"{name} has no {op} of {array.dtype}")
+
+
+def check_blocks(name, whole, part, size):
+    """Refuse arrays that are not one flat array and its `size` equal parts."""
+    if whole.dtype != part.dtype or whole.size != size * part.size:
+        raise ValueError(
+            f"{name} over {size} ranks needs an array of {size} x {part.size} "
+            f"elements of {part.dtype}, and got {whole.size} of {whole.dtype}"
+        )
+
+
+def is_on_device(array):
+    """Whether `array` is a CuPy array (or one that looks like it)."""
+    return hasattr(array, "__cuda_array_interface__")
+
+
+def to_host(array):
+    """The NumPy array itself, or a copy of the CuPy array."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def store(array, values):
+    """Write host `values` into `array`, rounding to its dtype."""
+    if array is values:
+        return
+    if isinstance(array, np.ndarray):
+        array[...] = values.reshape(array.shape)
+    else:
+        array.set(values.reshape(array.shape).astype(array.dtype, copy=False))
+
+
+def accumulator(dtype):
+    """The dtype that sums are kept in: float32 for the half precisions."""
+    return np.dtype("float32") if dtype.name in ("float16", "bfloat16") else dtype
+
+
+def combine(arrays, op):
+    """Fold the arrays of all ranks in rank order; halves are rounded once, last."""
+    dtype = arrays[0].dtype
+    total = arrays[0].astype(accumulator(dtype))
+    for array in arrays[1:]:
+        OPS[op](total, array.astype(total.dtype, copy=False), out=total)
+    if op == "avg":
+        np.divide(total, len(arrays), out=total)
+    return total.astype(dtype, copy=False)

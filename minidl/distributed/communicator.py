@@ -1,0 +1,205 @@
+"""What every rank can say to the others, and the communicator of a lone rank."""
+
+import socket
+import sys
+from collections import deque
+from contextvars import ContextVar
+
+from minidl.distributed.arrays import (
+    Call,
+    check,
+    check_blocks,
+    check_op,
+    check_writable,
+)
+
+# The communicator of a simulated rank, in the context of its thread.
+simulated = ContextVar("simulated", default=None)
+
+
+class Work:
+    """A collective under way; until `wait` returns, its arrays belong to it.
+
+    Works of one communicator complete in the order in which they were issued.
+    """
+
+    def __init__(self, communicator, call, handle=None, finish=None):
+        self.call = call
+        self.number = communicator._issued
+        communicator._issued += 1
+        self._communicator = communicator
+        self._handle = handle  # what the backend knows it by; None: done already
+        self._finish = finish  # writes the result into the caller's array
+        self._done = handle is None
+        if not self._done:
+            communicator._outstanding.append(self)
+
+    def is_completed(self) -> bool:
+        """Whether the result is there; never blocks."""
+        if not self._done:
+            self._communicator.poll()
+        return self._done
+
+    def wait(self) -> bool:
+        """Block until the result is there; true, as in PyTorch."""
+        communicator = self._communicator
+        while not self._done:
+            communicator._await(communicator._outstanding[0])
+            communicator._complete_first()
+        return True
+
+
+class Communicator:
+    """The ranks of a job, seen from one of them.
+
+    Every rank calls the same collectives in the same order, from one thread. Arrays
+    are NumPy's or CuPy's, C-contiguous, of a float, integer or bool dtype; float16
+    and bfloat16 are summed in float32 and rounded once. `op` is "sum", "avg" (floats
+    only), "max" or "min" (both propagate NaN). The same ranks and inputs give the
+    same bits, and every rank gets the same bits.
+
+    A backend gives `_all_reduce`, `_broadcast`, `_reduce_scatter`, `_all_gather` and
+    `_barrier`, each of which returns a Work, `_all_gather_object`, and for works
+    that are not done at once `_arrived` (which never blocks) and `_await`.
+    """
+
+    backend = ""
+
+    def __init__(self, rank, size, local_rank, local_size):
+        self.rank: int = rank
+        self.size: int = size
+        self.local_rank: int = local_rank
+        self.local_size: int = local_size
+        self.host: str = socket.gethostname()
+        self.closed = False
+        self._issued = 0
+        self._outstanding = deque()
+
+    def all_reduce(self, array, op: str = "sum", async_op: bool = False):
+        """Reduce `array` over all ranks, in place; the array, or a Work if async."""
+        check("all_reduce", array)
+        check_op("all_reduce", op, array)
+        check_writable("all_reduce", array)
+        work = self._all_reduce(self._call("all_reduce", op, array), array, op)
+        if async_op:
+            return work
+        work.wait()
+        return array
+
+    def broadcast(self, array, src: int = 0):
+        """Copy the array of rank `src` into everyone's `array`; the array."""
+        self._check_rank("broadcast", src)
+        check("broadcast", array)
+        check_writable("broadcast", array)
+        self._broadcast(self._call("broadcast", f"src {src}", array), array, src).wait()
+        return array
+
+    def reduce_scatter(self, output, input, op: str = "sum"):
+        """Reduce `input` and keep block `rank` of it: output (n), input (size * n).
+
+        `output` may be that block of `input` itself.
+        """
+        check("reduce_scatter", output, input)
+        check_op("reduce_scatter", op, input)
+        check_blocks("reduce_scatter", input, output, self.size)
+        check_writable("reduce_scatter", output)
+        call = self._call("reduce_scatter", op, input)
+        self._reduce_scatter(call, output, input, op).wait()
+        return output
+
+    def all_gather(self, output, input):
+        """Lay the inputs of all ranks end to end: output (size * n), input (n).
+
+        `input` may be block `rank` of `output` itself.
+        """
+        check("all_gather", output, input)
+        check_blocks("all_gather", output, input, self.size)
+        check_writable("all_gather", output)
+        self._all_gather(self._call("all_gather", "", input), output, input).wait()
+        return output
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        self._barrier(self._call("barrier")).wait()
+
+    def all_gather_object(self, obj) -> list:
+        """The picklable objects of all ranks, by rank."""
+        return self._all_gather_object(self._call("all_gather_object"), obj)
+
+    def broadcast_object(self, obj, src: int = 0):
+        """The picklable object of rank `src`."""
+        self._check_rank("broadcast_object", src)
+        call = self._call("broadcast_object", f"src {src}")
+        return self._all_gather_object(call, obj if self.rank == src else None)[src]
+
+    def poll(self) -> None:
+        """Let collectives under way progress, and complete those that can."""
+        while self._outstanding and self._arrived(self._outstanding[0]):
+            self._complete_first()
+
+    def abort(self, status: int = 1) -> None:
+        """End the job on all ranks, at once."""
+        sys.exit(status)
+
+    def close(self) -> None:
+        """Take no further part; a second call does nothing."""
+        self.closed = True
+
+    def failed(self, exception: BaseException) -> None:
+        """What a rank does about an exception that nobody caught: let it pass."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, exception, traceback):
+        if exception is not None:
+            self.failed(exception)
+        self.close()
+
+    def __repr__(self):
+        return f"<{type(self).__name__}: rank {self.rank} of {self.size}>"
+
+    def _call(self, name, detail="", array=None):
+        if self.closed:
+            raise RuntimeError(f"{name} on a communicator that has been closed")
+        if array is None:
+            return Call(name, detail)
+        return Call(name, detail, array.dtype.name, array.shape)
+
+    def _check_rank(self, name, src):
+        if not 0 <= src < self.size:
+            raise ValueError(f"{name} from rank {src}, of ranks 0 to {self.size - 1}")
+
+    def _complete_first(self):
+        work = self._outstanding.popleft()
+        work._finish()
+        work._done = True
+        work._handle = work._finish = None  # they hold the buffers
+
+
+class Alone(Communicator):
+    """The one rank of a job of one: every collective is the identity."""
+
+    backend = "alone"
+
+    def __init__(self):
+        super().__init__(rank=0, size=1, local_rank=0, local_size=1)
+
+    def _all_reduce(self, call, array, op):
+        return Work(self, call)
+
+    def _broadcast(self, call, array, src):
+        return Work(self, call)
+
+    def _reduce_scatter(self, call, output, input, op):
+        return self._all_gather(call, output, input)
+
+    def _all_gather(self, call, output, input):
+        output[...] = input.reshape(output.shape)
+        return Work(self, call)
+
+    def _barrier(self, call):
+        return Work(self, call)
+
+    def _all_gather_object(self, call, obj):
+        return [obj]

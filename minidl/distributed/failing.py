@@ -1,0 +1,61 @@
+"""What happens when a rank fails: it says so once, and takes all ranks with it."""
+
+import sys
+import threading
+import time
+import traceback
+
+from minidl.array.errors import MinidlError
+
+
+def exit_status(exception):
+    """The exit status that Python gives `exception` (130 for an interrupt)."""
+    if isinstance(exception, KeyboardInterrupt):
+        return 130
+    if not isinstance(exception, SystemExit):
+        return 1
+    if exception.code is None:
+        return 0
+    return exception.code if isinstance(exception.code, int) else 1
+
+
+def describe(exception, rank, size, host):
+    """What a rank prints: a sentence for a user's mistake, otherwise the traceback."""
+    where = f"rank {rank} of {size} on host {host}:"
+    if isinstance(exception, SystemExit):
+        wordless = exception.code is None or isinstance(exception.code, int)
+        return "" if wordless else f"{where} {exception.code}\n"
+    if isinstance(exception, KeyboardInterrupt):
+        return f"{where} interrupted\n"
+    if isinstance(exception, MinidlError):
+        return f"{where} {exception}\n"
+    return f"{where}\n{''.join(traceback.format_exception(exception))}"
+
+
+def report(exception, rank, size, host):
+    """Print what a rank has to say about `exception`.
+
+    Where all ranks fail alike, the lowest should speak for them: the others wait a
+    moment, in which its abort ends them. They wait longer for a user's mistake, such
+    as a missing file, which all ranks find, but not at the same instant.
+    """
+    if rank:
+        patience = 0.5 if isinstance(exception, MinidlError) else 0.0
+        time.sleep(patience + min(0.1 * rank, 1.0))
+    sys.stdout.flush()
+    sys.stderr.write(describe(exception, rank, size, host))  # in one write
+    sys.stderr.flush()
+
+
+def install(communicator):
+    """Let `communicator` hear of every exception that no one catches."""
+
+    def in_main_thread(kind, exception, trace):
+        communicator.failed(exception)
+
+    def in_other_thread(args):
+        if args.exc_type is not SystemExit:  # which ends a thread in silence
+            communicator.failed(args.exc_value)
+
+    sys.excepthook = in_main_thread
+    threading.excepthook = in_other_thread

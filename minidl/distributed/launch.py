@@ -1,0 +1,168 @@
+"""Finding the ranks of this job, and checking that they fit together.
+
+Call `init()` first: an exception ends the job on all ranks from then on, and no
+sooner.
+"""
+
+import atexit
+import faulthandler
+import os
+import sys
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import minidl
+from minidl.array.errors import DependencyError, DistributedError
+from minidl.distributed import failing
+from minidl.distributed.communicator import Alone, Communicator, simulated
+
+# What launchers tell the processes that they start: rank and number of ranks.
+# SLURM_NTASKS is no such thing: a batch script has it too, and is no rank.
+LAUNCHERS = {
+    "MPICH": ("PMI_RANK", "PMI_SIZE"),  # its hydra, Intel MPI, srun --mpi=pmi2
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "MVAPICH2": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # PMIx included
+}
+START_SECONDS = 120  # for all ranks to reach init(), after the first has
+
+_communicator = None  # this process's
+
+
+class Launch(NamedTuple):
+    """What a launcher has told this process about its job."""
+
+    launcher: str
+    rank: int
+    size: int
+
+
+def launched(environ=os.environ) -> Launch | None:
+    """The place of this process among several ranks, or None when it is alone.
+
+    Reads the environment only, so that it costs nothing and needs no MPI.
+    """
+    for launcher, (rank, size) in LAUNCHERS.items():
+        values = environ.get(rank, ""), environ.get(size, "")
+        if all(value.isdecimal() for value in values):
+            launch = Launch(launcher, *map(int, values))
+            return launch if launch.size > 1 else None
+    return None
+
+
+def init(backend: str | None = None) -> Communicator:
+    """The communicator of this process: MPI under a launcher, otherwise Alone.
+
+    `backend` is None (choose), "alone" or "mpi". A second call returns the same
+    communicator. On several ranks, an exception that nobody catches ends the job on
+    all of them from now on. Raises DependencyError without mpi4py, and
+    DistributedError, on every rank, when ranks run different code.
+    """
+    global _communicator
+    if backend not in (None, "alone", "mpi"):
+        raise ValueError(f'backend is "alone", "mpi" or None, not {backend!r}')
+    if simulated.get() is not None:
+        return simulated.get()
+    if _communicator is not None and not _communicator.closed:
+        if backend not in (None, _communicator.backend):
+            raise DistributedError(
+                f"init({backend!r}) in a process that has already "
+                f"started {_communicator.backend!r}"
+            )
+        return _communicator
+    if backend is None:
+        backend = "mpi" if launched() else "alone"
+    _communicator = start_mpi() if backend == "mpi" else Alone()
+    return _communicator
+
+
+def is_initialized() -> bool:
+    """Whether this process, or this simulated rank, has a communicator."""
+    if simulated.get() is not None:
+        return True
+    return _communicator is not None and not _communicator.closed
+
+
+def start_mpi() -> Communicator:
+    """Start MPI, and check the ranks against each other."""
+    launch = launched() or Launch("no launcher", 0, 1)
+    MPICommunicator = wait_for_all_ranks_to_start(launch)
+    communicator = MPICommunicator()
+    if communicator.size > 1:
+        failing.install(communicator)
+        # a rank that is killed takes its unwritten lines with it
+        sys.stdout.reconfigure(line_buffering=True)
+    check_size(communicator, launch)
+    check_code(communicator)
+    atexit.register(say_goodbye, communicator)
+    return communicator
+
+
+def wait_for_all_ranks_to_start(launch):
+    """Import mpi4py, which starts MPI and returns when all ranks have.
+
+    A rank that ended before would be waited for without end, deaf to interrupts:
+    this prints where it waits, and gives up, after START_SECONDS.
+    """
+    faulthandler.dump_traceback_later(START_SECONDS, exit=True, file=sys.__stderr__)
+    try:
+        from minidl.distributed.mpi import MPICommunicator
+    except (ImportError, RuntimeError) as error:  # the latter: mpi4py, but no MPI
+        raise DependencyError(
+            f"{launch.launcher} has started {launch.size} ranks, which need mpi4py and "
+            f'an MPI library: pip install "minidl[mpi]" ({error})'
+        ) from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return MPICommunicator
+
+
+def check_size(communicator, launch):
+    """Refuse a launcher and an MPI library that do not know each other."""
+    if communicator.size != launch.size and launch.size > 1:
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version().splitlines()[0].replace("\t", " ")
+        raise DistributedError(
+            f"{launch.launcher} has started {launch.size} ranks, and the MPI library "
+            f"of mpi4py ({library}) sees {communicator.size}: start with the mpiexec "
+            "of that library, or install mpi4py for the MPI of the launcher"
+        )
+
+
+def check_code(communicator, package=Path(minidl.__file__).parent):
+    """Refuse ranks that run another version, or other files, than rank 0."""
+    mine = f"{minidl.__version__} ({code_digest(package)})"
+    everyone = communicator.all_gather_object((mine, communicator.host))
+    version, host = everyone[0]
+    others = [
+        f"rank {rank} on {its_host} has {its_version}"
+        for rank, (its_version, its_host) in enumerate(everyone)
+        if its_version != version
+    ]
+    if others:
+        more = f" and {len(others) - 8} more ranks differ" if len(others) > 8 else ""
+        raise DistributedError(
+            f"minidl is not the same on all ranks: rank 0 on {host} has {version}, "
+            f"{', '.join(others[:8])}{more}; install one version everywhere"
+        )
+
+
+def code_digest(package):
+    """A short hash over the names and contents of all source files of a package."""
+    digest = blake2b(digest_size=4)
+    for file in sorted(filter(Path.is_file, package.rglob("*.py"))):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(package)} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def say_goodbye(communicator):
+    """Close at exit; when that fails, so does the job."""
+    try:
+        communicator.close()
+    except BaseException as error:
+        communicator.failed(error)
+        raise

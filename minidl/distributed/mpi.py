@@ -1,0 +1,164 @@
+"""Ranks as processes: collectives of MPI, on host buffers.
+
+Every collective is a non-blocking one, waited for in Python: a wait can be
+interrupted, and sees when a rank has ended that it waits for. CuPy arrays travel
+through host copies. MPICH adds up in an order that depends on the number of ranks
+and the length alone, so equal runs give equal bits.
+"""
+
+import os
+import pickle
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+from minidl.distributed.arrays import accumulator, combine, store, to_host
+from minidl.distributed.communicator import Communicator, Work
+from minidl.distributed.failing import exit_status, report
+
+GOODBYE = 1  # the tag of the only messages between two ranks
+YIELD_EVERY, LOOK_EVERY = 10, 4000  # tests of a request, at under 1 us each
+
+
+def as_bytes(array):
+    """The memory of a host array, whatever its dtype."""
+    return array.reshape(-1).view(np.uint8)
+
+
+class MPICommunicator(Communicator):
+    """One rank of a job under mpiexec, mpirun or srun.
+
+    Works progress while one is waited for or polled: call `poll` now and then
+    between `all_reduce(..., async_op=True)` and `wait` to overlap them with other
+    work. "max" and "min" hold the arrays of all ranks at once; they are meant for
+    small ones.
+    """
+
+    backend = "mpi"
+
+    def __init__(self):
+        self._mpi = MPI.COMM_WORLD.Dup()  # apart from the caller's own messages
+        node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
+        super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
+        node.Free()
+        self._gone = {self.rank: 0}  # rank -> how many collectives it has joined
+        self.hosts: list[str] = [self.host]
+        self.hosts = self.all_gather_object(self.host)
+
+    def _all_reduce(self, call, array, op):
+        host = to_host(array)
+        if op in ("max", "min"):  # MPI's own have no rule for NaN
+            arrays = np.empty((self.size, host.size), host.dtype)
+            request = self._mpi.Iallgather(as_bytes(host), as_bytes(arrays))
+            return Work(
+                self, call, request, lambda: store(array, combine(list(arrays), op))
+            )
+        total = host.astype(accumulator(host.dtype), copy=False)
+        request = self._mpi.Iallreduce(MPI.IN_PLACE, total, MPI.SUM)
+
+        def finish():
+            if op == "avg":
+                np.divide(total, self.size, out=total)
+            store(array, total)
+
+        return Work(self, call, request, finish)
+
+    def _broadcast(self, call, array, src):
+        host = to_host(array)
+        request = self._mpi.Ibcast(as_bytes(host), root=src)
+        return Work(self, call, request, lambda: store(array, host))
+
+    def _reduce_scatter(self, call, output, input, op):
+        sent = to_host(input)
+        blocks = np.empty((self.size, output.size), sent.dtype)
+        request = self._mpi.Ialltoall(as_bytes(sent), as_bytes(blocks))
+        return Work(
+            self, call, request, lambda: store(output, combine(list(blocks), op))
+        )
+
+    def _all_gather(self, call, output, input):
+        sent = to_host(input)
+        on_host = isinstance(output, np.ndarray)
+        gathered = output if on_host else np.empty(output.shape, output.dtype)
+        if np.may_share_memory(sent, gathered):
+            sent = sent.copy()
+        request = self._mpi.Iallgather(as_bytes(sent), as_bytes(gathered))
+        return Work(self, call, request, lambda: store(output, gathered))
+
+    def _barrier(self, call):
+        return Work(self, call, self._mpi.Ibarrier(), lambda: None)
+
+    def _all_gather_object(self, call, obj):
+        data = np.frombuffer(pickle.dumps(obj), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        mine = np.array([data.size], np.int64)
+        Work(self, call, self._mpi.Iallgather(mine, lengths), lambda: None).wait()
+        together = np.empty(lengths.sum(), np.uint8)
+        request = self._mpi.Iallgatherv(data, (together, lengths))
+        Work(self, call, request, lambda: None).wait()
+        ends = lengths.cumsum()
+        return [
+            pickle.loads(together[end - length : end])
+            for end, length in zip(ends, lengths, strict=True)
+        ]
+
+    def _arrived(self, work):
+        if work._handle.Test():
+            return True
+        self._look_for_deserters(work)
+        return False
+
+    def _await(self, work):
+        tests = 0
+        while not work._handle.Test():
+            tests += 1
+            if tests % YIELD_EVERY == 0:
+                os.sched_yield()  # there may be more ranks than cores
+            if tests % LOOK_EVERY == 0:
+                self._look_for_deserters(work)
+
+    def _look_for_deserters(self, work):
+        """Raise when a rank has ended without joining `work`."""
+        self._hear_goodbyes()
+        for rank, joined in sorted(self._gone.items()):
+            if rank != self.rank and joined <= work.number:
+                raise RuntimeError(
+                    f"rank {rank} on host {self.hosts[rank]} has ended without "
+                    f"joining {work.call}, in which rank {self.rank} waits"
+                )
+
+    def _hear_goodbyes(self):
+        status = MPI.Status()
+        joined = np.empty(1, np.int64)
+        while self._mpi.Iprobe(tag=GOODBYE, status=status):
+            self._mpi.Recv(joined, source=status.source, tag=GOODBYE)
+            self._gone[status.source] = int(joined[0])
+
+    def close(self):
+        """Say goodbye, and wait until every rank has: nobody is left behind."""
+        if self.closed:
+            return
+        super().close()
+        joined = np.array([self._issued], np.int64)
+        goodbyes = [
+            self._mpi.Isend(joined, dest=rank, tag=GOODBYE)
+            for rank in range(self.size)
+            if rank != self.rank
+        ]
+        while len(self._gone) < self.size or self._outstanding:
+            self.poll()
+            self._hear_goodbyes()
+            time.sleep(0.001)
+        MPI.Request.Waitall(goodbyes)
+
+    def abort(self, status=1):
+        """End the job on all ranks, at once, with `status`."""
+        MPI.COMM_WORLD.Abort(status)
+
+    def failed(self, exception):
+        """Report an exception that nobody caught, and end the job on all ranks."""
+        if self.size == 1 or exit_status(exception) == 0:
+            return
+        report(exception, self.rank, self.size, self.host)
+        self.abort(exit_status(exception))
