@@ -7,6 +7,9 @@ import traceback
 
 from minidl.array.errors import MinidlError
 
+PATIENCE = 1.0  # seconds that rank 0 may be behind the others in failing
+LINGER = 0.3  # MPICH's mpiexec drops what it has not read when a rank aborts
+
 
 def exit_status(exception):
     """The exit status that Python gives `exception` (130 for an interrupt)."""
@@ -33,18 +36,17 @@ def describe(exception, rank, size, host):
 
 
 def report(exception, rank, size, host):
-    """Print what a rank has to say about `exception`.
+    """Print what a rank has to say about `exception`, and see that it is read.
 
-    Where all ranks fail alike, the lowest should speak for them: the others wait a
-    moment, in which its abort ends them. They wait longer for a user's mistake, such
-    as a missing file, which all ranks find, but not at the same instant.
+    Where all ranks fail alike, as for a missing file, rank 0 speaks for them: the
+    others wait a moment, in which its abort ends them.
     """
     if rank:
-        patience = 0.5 if isinstance(exception, MinidlError) else 0.0
-        time.sleep(patience + min(0.1 * rank, 1.0))
+        time.sleep(PATIENCE + min(0.1 * rank, 1.0))
     sys.stdout.flush()
     sys.stderr.write(describe(exception, rank, size, host))  # in one write
     sys.stderr.flush()
+    time.sleep(LINGER)
 
 
 def install(communicator):

@@ -1,0 +1,357 @@
+"""When a rank fails, all ranks end: soon, non-zero, and saying who failed and why."""
+
+import re
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+from ranks import (
+    ROOT,
+    find_mpiexec,
+    run_job,
+    run_ranks,
+    why_no_ranks,
+)
+
+from minidl.array.errors import DataError
+from minidl.distributed import Alone, Simulated, init, launched
+
+
+def mpi(test):
+    return pytest.mark.mpi(pytest.mark.slow(test))
+
+
+def raise_on_one(communicator):
+    if communicator.rank == 1:
+        print("a line before the end")
+        raise ValueError("wrong on purpose")
+    communicator.all_reduce(np.zeros(5))
+
+
+@mpi
+def test_an_exception_ends_the_ranks_that_wait():
+    run = run_ranks(3, raise_on_one)
+    assert run.returncode != 0 and run.seconds < 10
+    assert re.search(r"^rank 1 of 3 on host \S+:\nTraceback", run.stderr, re.M)
+    assert run.stderr.count("Traceback") == 1 and "in raise_on_one" in run.stderr
+    assert "ValueError: wrong on purpose" in run.stderr
+    assert "a line before the end" in run.stdout
+
+
+def raise_while_others_compute(communicator):
+    work = communicator.all_reduce(np.zeros(5), async_op=True)
+    if communicator.rank == 2:
+        raise KeyError("wrong on purpose")
+    work.wait()
+    time.sleep(60)
+
+
+@mpi
+def test_an_exception_ends_the_ranks_that_compute():
+    run = run_ranks(3, raise_while_others_compute)
+    assert run.returncode != 0 and run.seconds < 10
+    assert "rank 2 of 3" in run.stderr and run.stderr.count("Traceback") == 1
+
+
+def raise_in_a_thread(communicator):
+    import threading
+
+    def load():
+        raise OSError("no more data")
+
+    if communicator.rank == 1:
+        threading.Thread(target=load).start()
+    communicator.all_gather_object(None) if communicator.rank else time.sleep(60)
+
+
+@mpi
+def test_an_exception_in_a_thread_ends_all_ranks():
+    run = run_ranks(2, raise_in_a_thread)
+    assert run.returncode != 0 and run.seconds < 10
+    assert "rank 1 of 2" in run.stderr and "OSError: no more data" in run.stderr
+
+
+def raise_everywhere(communicator):
+    raise DataError("train.gz: no such file")
+
+
+@mpi
+def test_a_mistake_that_all_ranks_find_is_one_sentence():
+    run = run_ranks(3, raise_everywhere)
+    assert run.returncode == 1 and run.seconds < 10
+    assert run.stderr.count("train.gz: no such file") == 1
+    assert run.stderr.startswith("rank 0 of 3") and "Traceback" not in run.stderr
+
+
+def leave_early(communicator):
+    communicator.barrier()
+    if communicator.rank != 1:
+        communicator.all_reduce(np.zeros(5, "float32"))
+        communicator.all_reduce(np.zeros(6, "float32"))
+
+
+@mpi
+def test_a_rank_that_ends_while_others_wait_for_it_is_named():
+    run = run_ranks(3, leave_early)
+    assert run.returncode == 1 and run.seconds < 10
+    assert re.search(
+        r"rank 1 on host \S+ has ended without joining "
+        r"all_reduce\(sum, float32, shape \(5,\)\), in which rank 0 waits",
+        run.stderr,
+    )
+
+
+def exit_on_one(communicator):
+    communicator.barrier()
+    if communicator.rank == 1:
+        sys.exit(3)
+    communicator.barrier()
+
+
+@mpi
+def test_sys_exit_on_one_rank_ends_all():
+    run = run_ranks(3, exit_on_one)
+    assert run.returncode != 0 and run.seconds < 10
+    assert "rank 1 on host" in run.stderr and "joining barrier()" in run.stderr
+
+
+def exit_inside_with(communicator):
+    with communicator:
+        if communicator.rank == 1:
+            sys.exit(3)
+        time.sleep(60)
+
+
+@mpi
+def test_sys_exit_inside_with_ends_all_at_once():
+    run = run_ranks(2, exit_inside_with)
+    assert run.returncode == 3 and run.seconds < 10
+
+
+def interrupt_one(communicator):
+    if communicator.rank == 1:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGINT)
+    communicator.barrier() if communicator.rank == 0 else time.sleep(60)
+
+
+@mpi
+def test_an_interrupt_of_one_rank_ends_all():
+    run = run_ranks(2, interrupt_one)
+    assert run.returncode == 130 and run.seconds < 10
+    assert "rank 1 of 2" in run.stderr and "interrupted" in run.stderr
+
+
+def kill_one(communicator):
+    if communicator.rank == 1:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+    communicator.barrier()
+
+
+@mpi
+def test_a_killed_rank_ends_all():
+    run = run_ranks(2, kill_one)
+    assert run.returncode != 0 and run.seconds < 10
+
+
+def end_one_later(communicator):
+    """Rank 0 has more to do than the others, which wait at the door."""
+    with communicator:
+        communicator.all_reduce(np.zeros(3))
+        if communicator.rank == 0:
+            time.sleep(1)
+            print("saved", flush=True)
+
+
+@mpi
+def test_ranks_may_end_at_different_times():
+    run = run_ranks(3, end_one_later)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "saved\n", "")
+
+
+@mpi
+def test_ranks_with_other_code_are_named(tmp_path):
+    if reason := why_no_ranks():
+        pytest.skip(reason)
+    shutil.copytree(ROOT / "minidl", tmp_path / "minidl")
+    with open(tmp_path / "minidl" / "array" / "errors.py", "a") as file:
+        file.write("# changed\n")
+    script = tmp_path / "scripts" / "start.py"
+    script.parent.mkdir()
+    script.write_text("from minidl.distributed import init; init(); print('started')")
+    python = [sys.executable, str(script)]
+    other = ["-env", "PYTHONPATH", str(tmp_path), *python]
+    run = run_job([find_mpiexec(), "-n", "1", *python, ":", "-n", "2", *other])
+    assert run.returncode == 1 and run.seconds < 10
+    assert re.search(
+        r"not the same on all ranks: rank 0 on \S+ has 0\S+ \(\w{8}\), "
+        r"rank 1 on \S+ has 0\S+ \(\w{8}\), rank 2 on",
+        run.stderr,
+    )
+    assert run.stderr.count("not the same") == 1
+    assert "Traceback" not in run.stderr and "started" not in run.stdout
+
+
+def test_a_launcher_without_mpi4py_is_one_clear_error():
+    text = (
+        "import sys; sys.modules['mpi4py'] = None\n"
+        "from minidl.distributed import init\n"
+        "from minidl.array.errors import DependencyError\n"
+        "try: init()\n"
+        "except DependencyError as error: print(error)\n"
+    )
+    run = run_job([sys.executable, "-c", text], PMI_RANK="1", PMI_SIZE="2")
+    assert "MPICH has started 2 ranks" in run.stdout
+    assert 'pip install "minidl[mpi]"' in run.stdout and not run.stderr
+
+
+@mpi
+def test_an_mpi_that_does_not_know_the_launcher_is_refused():
+    if reason := why_no_ranks():
+        pytest.skip(reason)
+    text = "from minidl.distributed import init; init()"
+    place = {"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "2"}
+    run = run_job([sys.executable, "-c", text], **place)
+    assert run.returncode == 1
+    assert "MVAPICH2 has started 2 ranks" in run.stderr and "sees 1" in run.stderr
+
+
+def test_without_a_launcher_nothing_needs_mpi():
+    text = (
+        "import sys\n"
+        "from minidl.distributed import init\n"
+        "c = init()\n"
+        "assert c is init() and sys.excepthook is sys.__excepthook__\n"
+        "print(c.size, c.backend, 'mpi4py' in sys.modules)\n"
+    )
+    run = run_job([sys.executable, "-c", text])
+    assert run.stdout.split() == ["1", "alone", "False"], run.stderr
+
+
+@pytest.mark.parametrize(
+    "environ, expected",
+    [
+        ({}, None),
+        ({"PMI_RANK": "2", "PMI_SIZE": "3"}, ("MPICH", 2, 3)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+        (
+            {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
+            ("Open MPI", 0, 4),
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, ("Slurm", 1, 2)),
+        # a batch script is no rank, whatever number of tasks it was given
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),
+        # mpiexec inside a step of one task
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "PMI_RANK": "1",
+                "PMI_SIZE": "2",
+            },
+            ("MPICH", 1, 2),
+        ),
+    ],
+)
+def test_launchers_are_known_by_their_environment(environ, expected):
+    assert launched(environ) == expected
+
+
+def test_init_refuses_an_unknown_backend():
+    with pytest.raises(ValueError, match="'nccl'"):
+        init("nccl")
+
+
+def test_simulated_raises_the_exception_and_names_the_rank():
+    def work(communicator):
+        if communicator.rank == 1:
+            raise KeyError("wrong on purpose")
+        communicator.all_reduce(np.zeros(3))
+
+    with pytest.raises(KeyError, match="wrong on purpose") as caught:
+        Simulated(3).run(work)
+    assert caught.value.__notes__ == ["raised by rank 1 of 3"]
+
+
+def test_simulated_releases_a_rank_that_polls():
+    def work(communicator):
+        if communicator.rank == 1:
+            raise KeyError("wrong on purpose")
+        work = communicator.all_reduce(np.zeros(3), async_op=True)
+        while not work.is_completed():
+            pass
+
+    with pytest.raises(KeyError):
+        Simulated(2).run(work)
+
+
+def test_simulated_names_a_rank_that_returns_early():
+    def work(communicator):
+        if communicator.rank != 1:
+            communicator.all_reduce(np.zeros(3, "float32"), "max")
+
+    with pytest.raises(
+        RuntimeError,
+        match=r"rank 1 has returned without joining "
+        r"all_reduce\(max, float32, shape \(3,\)\), in which rank \d waits",
+    ):
+        Simulated(3).run(work)
+
+
+@pytest.mark.parametrize(
+    "zero, two",
+    [
+        (lambda c: c.barrier(), "barrier()"),
+        (lambda c: c.all_reduce(np.zeros(4)), "all_reduce(sum, float64, shape (4,))"),
+        (lambda c: c.broadcast(np.zeros(3)), "broadcast(src 0, float64, shape (3,))"),
+    ],
+    ids=["another collective", "another shape", "another kind"],
+)
+def test_simulated_names_both_calls_when_ranks_disagree(zero, two):
+    def work(communicator):
+        communicator.barrier()
+        if communicator.rank == 2:
+            zero(communicator)
+        else:
+            communicator.all_reduce(np.zeros(3))
+
+    message = (
+        f"rank 0 calls all_reduce(sum, float64, shape (3,)) while rank 2 calls {two}"
+    )
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        Simulated(3).run(work)
+
+
+def test_simulated_ranks_have_a_context_each():
+    from contextvars import ContextVar
+
+    variable = ContextVar("variable", default=0)
+    variable.set(7)
+
+    def work(communicator):
+        assert init() is communicator and variable.get() == 7
+        variable.set(communicator.rank)
+        communicator.barrier()
+        return variable.get()
+
+    assert Simulated(3).run(work) == [0, 1, 2]
+    assert variable.get() == 7
+
+
+def test_a_simulated_job_has_ranks():
+    with pytest.raises(ValueError, match="at least 1 rank, not 0"):
+        Simulated(0)
+
+
+def test_alone_lets_exceptions_pass():
+    with pytest.raises(KeyError), Alone():
+        raise KeyError
+    with pytest.raises(SystemExit):
+        Alone().abort(2)
