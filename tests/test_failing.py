@@ -103,6 +103,61 @@ def test_a_rank_that_ends_while_others_wait_for_it_is_named():
     )
 
 
+def disagree(communicator):
+    from minidl.distributed import peers
+
+    peers.STALL = 0.3
+    communicator.barrier()
+    if communicator.rank == 1:
+        communicator.all_gather(np.zeros(200_000), np.zeros(100_000))
+    else:
+        communicator.broadcast(np.zeros(100_000), src=1)
+
+
+@mpi
+def test_ranks_that_call_different_collectives_are_told_which():
+    run = run_ranks(2, disagree)
+    assert run.returncode == 1 and run.seconds < 10
+    assert re.search(
+        r"rank 0 on host \S+ waits in broadcast\(src 1, float64, shape \(100000,\)\), "
+        r"and rank 1 on host \S+ in all_gather\(float64, shape \(100000,\)\)",
+        run.stderr,
+    )
+
+
+def stall(communicator):
+    from minidl.distributed import peers
+
+    peers.STALL, peers.WARN = 0.2, 0.6
+    if communicator.rank == 2:
+        time.sleep(1.5)
+    communicator.barrier()
+
+
+@mpi
+def test_a_stalled_collective_names_the_missing_rank():
+    run = run_ranks(3, stall)
+    assert run.returncode == 0
+    assert re.fullmatch(
+        r"rank 0 has waited 1 s in barrier\(\), without news of rank 2 on host \S+\n",
+        run.stderr,
+    )
+
+
+@mpi
+def test_a_rank_that_never_starts_is_not_waited_for_without_end():
+    text = (
+        "import sys, os\n"
+        "from minidl.distributed import launch\n"
+        "if launch.launched().rank == 1: sys.exit(1)\n"
+        "launch.START_SECONDS = 1\n"
+        "launch.init()\n"
+    )
+    run = run_ranks(2, text)
+    assert run.returncode != 0 and run.seconds < 10
+    assert "wait_for_all_ranks_to_start" in run.stderr
+
+
 def exit_on_one(communicator):
     communicator.barrier()
     if communicator.rank == 1:

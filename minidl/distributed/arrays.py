@@ -1,13 +1,28 @@
 """What a communicator takes, and how the arrays of several ranks become one."""
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-DTYPES = FLOATS + ("bool", "int8", "int16", "int32", "int64")
-DTYPES += ("uint8", "uint16", "uint32", "uint64")
+KINDS = {
+    "half": ("float16", "bfloat16"),
+    "float": ("float32", "float64"),
+    "integer": ("int8", "int16", "int32", "int64")
+    + ("uint8", "uint16", "uint32", "uint64"),
+    "bool": ("bool",),
+}
+DTYPES = ", ".join(name for names in KINDS.values() for name in names)
+
+
+@cache  # NumPy makes up dtype.name anew each time
+def kind(dtype):
+    """The key in KINDS of a dtype, or None for one that does not travel."""
+    for key, names in KINDS.items():
+        if dtype.name in names and dtype.isnative:
+            return key
+    return None
 
 
 class Call(NamedTuple):
@@ -15,7 +30,7 @@ class Call(NamedTuple):
 
     name: str
     detail: str | int = ""  # the operation, or the source rank
-    dtype: str = ""
+    dtype: np.dtype | str = ""
     shape: tuple[int, ...] | None = None
 
     def __str__(self):
@@ -31,9 +46,9 @@ def check(name, *arrays):
                 f"{name} takes a NumPy or CuPy array, not {type(array).__name__}; "
                 "of a tensor, pass its data"
             )
-        if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        if kind(array.dtype) is None:
             raise TypeError(
-                f"{name} does not take {array.dtype}; it takes {', '.join(DTYPES)}, "
+                f"{name} does not take {array.dtype}; it takes {DTYPES}, "
                 "in the byte order of the machine"
             )
         if not array.flags.c_contiguous:
@@ -53,7 +68,7 @@ def check_op(name, op, array):
     """Refuse an unknown operation, and one that the dtype does not have."""
     if op not in OPS:
         raise ValueError(f"{name} knows the ops {', '.join(OPS)}, not {op!r}")
-    if array.dtype.name == "bool" or op == "avg" and array.dtype.name not in FLOATS:
+    if kind(array.dtype) == "bool" or op == "avg" and kind(array.dtype) == "integer":
         raise TypeError(f"{name} has no {op} of {array.dtype}")
 
 
@@ -88,7 +103,7 @@ def store(array, values):
 
 def accumulator(dtype):
     """The dtype that sums are kept in: float32 for the half precisions."""
-    return np.dtype("float32") if dtype.name in ("float16", "bfloat16") else dtype
+    return np.dtype("float32") if kind(dtype) == "half" else dtype
 
 
 def combine(arrays, op):

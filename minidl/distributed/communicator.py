@@ -164,7 +164,7 @@ class Communicator:
             raise RuntimeError(f"{name} on a communicator that has been closed")
         if array is None:
             return Call(name, detail)
-        return Call(name, detail, array.dtype.name, array.shape)
+        return Call(name, detail, array.dtype, array.shape)
 
     def _check_rank(self, name, src):
         if not 0 <= src < self.size:

@@ -9,6 +9,7 @@ import faulthandler
 import os
 import sys
 from hashlib import blake2b
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,8 +92,9 @@ def start_mpi() -> Communicator:
     communicator = MPICommunicator()
     if communicator.size > 1:
         failing.install(communicator)
-        # a rank that is killed takes its unwritten lines with it
-        sys.stdout.reconfigure(line_buffering=True)
+        if isinstance(sys.stdout, TextIOWrapper):
+            # a rank that is killed takes its unwritten lines with it
+            sys.stdout.reconfigure(line_buffering=True)
     check_size(communicator, launch)
     check_code(communicator)
     atexit.register(say_goodbye, communicator)

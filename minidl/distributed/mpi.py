@@ -16,8 +16,8 @@ from mpi4py import MPI
 from minidl.distributed.arrays import accumulator, combine, store, to_host
 from minidl.distributed.communicator import Communicator, Work
 from minidl.distributed.failing import exit_status, report
+from minidl.distributed.peers import Peers
 
-GOODBYE = 1  # the tag of the only messages between two ranks
 YIELD_EVERY, LOOK_EVERY = 10, 4000  # tests of a request, at under 1 us each
 
 
@@ -42,9 +42,8 @@ class MPICommunicator(Communicator):
         node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
         node.Free()
-        self._gone = {self.rank: 0}  # rank -> how many collectives it has joined
-        self.hosts: list[str] = [self.host]
-        self.hosts = self.all_gather_object(self.host)
+        hosts = self._mpi.allgather(self.host)
+        self._peers = Peers(self._mpi, hosts)
 
     def _all_reduce(self, call, array, op):
         host = to_host(array)
@@ -106,7 +105,7 @@ class MPICommunicator(Communicator):
     def _arrived(self, work):
         if work._handle.Test():
             return True
-        self._look_for_deserters(work)
+        self._peers.look(work.call, work.number)
         return False
 
     def _await(self, work):
@@ -116,41 +115,18 @@ class MPICommunicator(Communicator):
             if tests % YIELD_EVERY == 0:
                 os.sched_yield()  # there may be more ranks than cores
             if tests % LOOK_EVERY == 0:
-                self._look_for_deserters(work)
-
-    def _look_for_deserters(self, work):
-        """Raise when a rank has ended without joining `work`."""
-        self._hear_goodbyes()
-        for rank, joined in sorted(self._gone.items()):
-            if rank != self.rank and joined <= work.number:
-                raise RuntimeError(
-                    f"rank {rank} on host {self.hosts[rank]} has ended without "
-                    f"joining {work.call}, in which rank {self.rank} waits"
-                )
-
-    def _hear_goodbyes(self):
-        status = MPI.Status()
-        joined = np.empty(1, np.int64)
-        while self._mpi.Iprobe(tag=GOODBYE, status=status):
-            self._mpi.Recv(joined, source=status.source, tag=GOODBYE)
-            self._gone[status.source] = int(joined[0])
+                self._peers.look(work.call, work.number)
 
     def close(self):
         """Say goodbye, and wait until every rank has: nobody is left behind."""
         if self.closed:
             return
         super().close()
-        joined = np.array([self._issued], np.int64)
-        goodbyes = [
-            self._mpi.Isend(joined, dest=rank, tag=GOODBYE)
-            for rank in range(self.size)
-            if rank != self.rank
-        ]
-        while len(self._gone) < self.size or self._outstanding:
+        self._peers.goodbye(self._issued)
+        while not self._peers.all_ended() or self._outstanding:
             self.poll()
-            self._hear_goodbyes()
             time.sleep(0.001)
-        MPI.Request.Waitall(goodbyes)
+        self._peers.finish()
 
     def abort(self, status=1):
         """End the job on all ranks, at once, with `status`."""
