@@ -15,7 +15,8 @@ class Tensor:
     `data` is the bare NumPy or CuPy array (in PyTorch it is a Tensor: here it is the
     thing itself, to look at and to write into). `grad` is a Tensor or None. `creator`
     is the operation whose output number `output_index` this is, None for a leaf.
-    `count` is how many terms a loss is the mean over, None for anything else.
+    A loss that is a mean remembers `total`, the sum, and `count`, of how many terms:
+    its share of a larger batch depends on them. Both are None for anything else.
     """
 
     __slots__ = (
@@ -24,6 +25,7 @@ class Tensor:
         "creator",
         "output_index",
         "_grad",
+        "total",
         "count",
         "__weakref__",
     )
@@ -37,7 +39,7 @@ class Tensor:
         self.creator = creator
         self.output_index = output_index
         self._grad = None
-        self.count = None
+        self.total = self.count = None
 
     # What it is -----------------------------------------------------------------
 

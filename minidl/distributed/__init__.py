@@ -16,12 +16,14 @@ from minidl.distributed.collectives import (
     reduce_scatter_tensor,
 )
 from minidl.distributed.communicator import Alone, Communicator, Work
+from minidl.distributed.exchange import DataParallel
 from minidl.distributed.launch import init, is_initialized, launched
 from minidl.distributed.simulated import Simulated
 
 __all__ = [
     "Alone",
     "Communicator",
+    "DataParallel",
     "Simulated",
     "Work",
     "all_gather",

@@ -5,6 +5,7 @@ from minidl.array.device import array_module
 from minidl.autograd.tensor import Tensor
 from minidl.ops.activation import log_softmax
 from minidl.ops.index import Gather
+from minidl.ops.reduce import mean_of
 
 
 def reduced(terms: Tensor, reduction: str, count=None) -> Tensor:
@@ -17,10 +18,7 @@ def reduced(terms: Tensor, reduction: str, count=None) -> Tensor:
         raise ValueError(
             f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
         )
-    count = terms.numel() if count is None else count
-    mean = terms.sum() / count if count else terms.sum() * float("nan")
-    mean.count = count
-    return mean
+    return mean_of(terms.sum(), terms.numel() if count is None else count)
 
 
 def cross_entropy(

@@ -51,9 +51,14 @@ def mean(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tenso
             f"mean() needs floating point, got {input.dtype}: pass dtype=md.float32"
         )
     count = prod(input.shape[d] for d in normal_dims(dim, input.ndim))
-    result = sum(input, dim, keepdim) / count if count else sum(input, dim) * float("nan")
+    return mean_of(sum(input, dim, keepdim), count)
+
+
+def mean_of(total: Tensor, count: float) -> Tensor:
+    """total / count (NaN for none); a number remembers both, as a loss needs to."""
+    result = total / count if count else total * float("nan")
     if result.ndim == 0:
-        result.count = count
+        result.total, result.count = total, count
     return result
 
 
