@@ -1,13 +1,21 @@
 """Errors that a user can mend: the message is the whole story.
 
-The command line prints such a message without a traceback and exits with
-status 1; everything else that is raised is a fault of the program and keeps its
+The command line prints such a message without a traceback and exits with its
+`status`; everything else that is raised is a fault of the program and keeps its
 traceback.
 """
 
 
 class MinidlError(Exception):
-    """A mistake that its user can mend."""
+    """A mistake that its user can mend; `status` is the exit status it leads to."""
+
+    status = 1
+
+
+class UsageError(MinidlError, ValueError):
+    """Settings that are impossible, alone or together."""
+
+    status = 2
 
 
 class DeviceError(MinidlError, RuntimeError):

@@ -16,7 +16,7 @@ def exit_status(exception):
     if isinstance(exception, KeyboardInterrupt):
         return 130
     if not isinstance(exception, SystemExit):
-        return 1
+        return getattr(exception, "status", 1)
     if exception.code is None:
         return 0
     return exception.code if isinstance(exception.code, int) else 1

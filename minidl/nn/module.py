@@ -87,7 +87,9 @@ class Module:
         tables = (self._parameters, self._buffers, self._modules)
         return [*super().__dir__(), *(name for table in tables for name in table)]
 
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent=True) -> None:
+    def register_buffer(
+        self, name: str, tensor: Tensor | None, persistent=True
+    ) -> None:
         """Keep a Tensor that is part of the state but is not trained."""
         self._buffers[name] = tensor
         if not persistent:

@@ -61,7 +61,9 @@ class Evaluate(Op):
         *arrays, self.function, self.scalars = inputs
         wanted = [i for i, edge in enumerate(self.edges) if edge is not None]
         kept = {j for i in wanted for j in self.function.gradient(i)[1]}
-        self.save_for_backward(*[x if i in kept else None for i, x in enumerate(arrays)])
+        self.save_for_backward(
+            *[x if i in kept else None for i, x in enumerate(arrays)]
+        )
         return self.function.kernel(*arrays, **self.scalars)
 
     def backward(self, g):

@@ -95,6 +95,10 @@ def logsumexp(input: Tensor, dim, keepdim: bool = False) -> Tensor:
     top = input.data.max(axis=dims, keepdims=True)
     top = Tensor(xp.where(xp.isfinite(top), top, 0).astype(input.dtype))
     result = log(sum(exp(input - top), dims, True)) + top
-    return result if keepdim else Reshape.apply(
-        result, tuple(n for d, n in enumerate(input.shape) if d not in dims)
+    return (
+        result
+        if keepdim
+        else Reshape.apply(
+            result, tuple(n for d, n in enumerate(input.shape) if d not in dims)
+        )
     )

@@ -1,0 +1,64 @@
+"""Files appear whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from minidl.array.errors import MinidlError
+
+
+class OutputError(MinidlError, OSError):
+    """A file or directory that cannot be written."""
+
+
+def replace_file(path: Path, content: bytes | Callable) -> None:
+    """Write bytes, or what `content(file)` writes, under another name; then rename.
+
+    Raises OutputError, leaving what was there, where that is not possible.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
+        with os.fdopen(handle, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def replace_json(path: Path, value) -> None:
+    """Write a value as JSON, readable."""
+    replace_file(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def umask() -> int:
+    """The bits that new files must not have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and see that one can write there; raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {path}: {error.strerror or error}; choose another --out"
+        ) from error

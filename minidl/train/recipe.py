@@ -1,0 +1,163 @@
+"""The classic recipe, from a few settings: data, scaling, model, optimizer, training."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minidl import __version__
+from minidl.array.device import canonical_device, use_device
+from minidl.array.errors import UsageError
+from minidl.array.random import manual_seed
+from minidl.array.sampling import DistributedSampler
+from minidl.data import DataLoader, Dataset, Standardize, load
+from minidl.distributed import Communicator, DataParallel
+from minidl.nn import MLP, Module, SmallCNN
+from minidl.optim import SGD, Adam, AdamW, Optimizer
+from minidl.optim.lr_scheduler import CosineAnnealingLR
+from minidl.train.checkpoint import load_model, save_model
+from minidl.train.files import make_directory, replace_json
+from minidl.train.report import Console, MetricsFile, draw_curves
+from minidl.train.trainer import Metrics, Trainer, evaluate
+
+EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 10}
+BATCH_SIZE = {"digits": 32, "mnist": 128, "fashion_mnist": 128}
+LR = {"adam": 2e-3, "adamw": 2e-3, "sgd": 0.05}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `minidl train` can be told; None is the default of the data set or rule."""
+
+    dataset: str = "digits"
+    data: str | None = None
+    model: str = "cnn"
+    optimizer: str = "adam"
+    lr: float | None = None
+    weight_decay: float = 0.0
+    batch_size: int | None = None
+    epochs: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    out: str | None = None
+
+    def filled(self) -> "Settings":
+        """With every default in its place."""
+        return replace(
+            self,
+            lr=LR[self.optimizer] if self.lr is None else self.lr,
+            batch_size=self.batch_size or BATCH_SIZE[self.dataset],
+            epochs=self.epochs or EPOCHS[self.dataset],
+            out=self.out or f"runs/{self.dataset}-{self.model}",
+        )
+
+
+def build_model(name: str, shape: tuple[int, ...], classes: int) -> Module:
+    """The model of this name for images of shape (C, H, W)."""
+    channels, height, width = shape
+    small = height < 16
+    if name == "mlp":
+        hidden = (128, 64) if small else (512, 512)
+        return MLP((channels * height * width, *hidden, classes))
+    if small:
+        return SmallCNN(channels, height, classes, width=(16, 32), hidden=0)
+    return SmallCNN(channels, height, classes, width=(32, 64), hidden=128)
+
+
+def build_optimizer(settings: Settings, model: Module) -> Optimizer:
+    """The rule of this name over all parameters of the model."""
+    options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return SGD(model.parameters(), momentum=0.9, nesterov=True, **options)
+    return {"adam": Adam, "adamw": AdamW}[settings.optimizer](
+        model.parameters(), **options
+    )
+
+
+def place(device: str, communicator: Communicator) -> str:
+    """The device of this rank: of several GPUs on a host, the one of its local rank."""
+    chosen = canonical_device("cuda" if device == "gpu" else device)
+    if chosen == "cpu" or communicator.local_size == 1:
+        return chosen
+    return canonical_device(f"cuda:{communicator.local_rank}")
+
+
+def loader_of(dataset: Dataset, settings, communicator, scaling, device, train: bool):
+    """Minibatches of this rank's share, scaled, on its device."""
+    sampler = DistributedSampler(
+        dataset,
+        num_replicas=communicator.size,
+        rank=communicator.rank,
+        shuffle=train,
+        seed=settings.seed,
+    )
+    return DataLoader(
+        dataset, settings.batch_size, sampler=sampler, transform=scaling, device=device
+    )
+
+
+def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
+    """Data, split, standardization, model, training, evaluation; results in `out`."""
+    settings = settings.filled()
+    device = place(settings.device, communicator)
+    training, test = load(settings.dataset, settings.data)
+    scaling = Standardize().fit(training.images)  # on the training set alone
+    loaders = [
+        loader_of(part, settings, communicator, scaling, device, train)
+        for part, train in ((training, True), (test, False))
+    ]
+    out = Path(settings.out)
+    if communicator.rank == 0:
+        make_directory(out)
+    shape, classes = training.images.shape[1:], len(training.classes)
+    config = {
+        **settings.__dict__,
+        "image_shape": list(shape),
+        "classes": classes,
+        "ranks": communicator.size,
+        "device": device,
+        "minidl": __version__,
+    }
+
+    with use_device(device):
+        manual_seed(settings.seed)
+        model = build_model(settings.model, shape, classes).to(device)
+        optimizer = build_optimizer(settings, model)
+        schedule = CosineAnnealingLR(optimizer, settings.epochs * len(loaders[0]))
+        parallel = DataParallel(model, communicator)
+
+        reporters = []
+        if communicator.rank == 0:
+            replace_json(out / "config.json", config)
+            metrics = MetricsFile(out / "metrics.jsonl")
+            reporters = [Console(settings.epochs), metrics]
+        trainer = Trainer(parallel, optimizer, scheduler=schedule, reporters=reporters)
+        history = trainer.fit(*loaders, settings.epochs)
+
+    if communicator.rank == 0:
+        save_model(out / "model.safetensors", model, config, scaling)
+        title = f"{settings.model} on {settings.dataset}, {settings.optimizer}"
+        draw_curves(history, out / "curves.png", title)
+    return history
+
+
+def evaluate_checkpoint(
+    path: str, settings: Settings, communicator: Communicator
+) -> tuple[float, float, int]:
+    """(loss, accuracy, samples) of a checkpoint on the whole test set."""
+    state, config, scaling = load_model(Path(path))
+    device = place(settings.device, communicator)
+    name = settings.dataset or config["dataset"]
+    _, test = load(name, settings.data)
+    if list(test.images.shape[1:]) != config["image_shape"]:
+        raise UsageError(
+            f"{path} was trained on images of shape {tuple(config['image_shape'])}, "
+            f"those of {name} have {test.images.shape[1:]}: choose another --dataset"
+        )
+    with use_device(device):
+        model = build_model(
+            config["model"], tuple(config["image_shape"]), config["classes"]
+        )
+        model.load_state_dict(state)
+        parallel = DataParallel(model.to(device), communicator)
+        settings = replace(settings, dataset=name).filled()
+        loader = loader_of(test, settings, communicator, scaling, device, False)
+        return *evaluate(parallel, loader), len(test)

@@ -1,0 +1,103 @@
+"""What one sees of a training: a progress bar, a line an epoch, a file, a picture."""
+
+import json
+import sys
+from pathlib import Path
+
+from minidl.array.errors import DependencyError
+from minidl.train.files import replace_file
+
+
+class Reporter:
+    """Hears of a training and says nothing; what others do more is their own."""
+
+    def begin(self, epoch: int, steps: int) -> None:
+        """An epoch of so many steps begins."""
+
+    def step(self, loss: float) -> None:
+        """A step is done; `loss` is this rank's mean so far."""
+
+    def epoch(self, metrics) -> None:
+        """An epoch is done."""
+
+
+class Console(Reporter):
+    """A progress bar on standard error, a line an epoch on standard output."""
+
+    def __init__(self, epochs: int):
+        try:
+            from tqdm import tqdm
+        except ImportError as error:
+            raise DependencyError(
+                "the progress bar needs tqdm: pip install tqdm"
+            ) from error
+        self.tqdm, self.epochs = tqdm, epochs
+
+    def begin(self, epoch: int, steps: int) -> None:
+        self.bar = self.tqdm(
+            total=steps,
+            desc=f"epoch {epoch}/{self.epochs}",
+            unit="step",
+            leave=False,
+            ncols=79,  # under mpirun the terminal's width is not known
+            mininterval=0.2,
+        )
+
+    def step(self, loss: float) -> None:
+        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self.bar.update()
+
+    def epoch(self, metrics) -> None:
+        self.bar.close()
+        sys.stderr.flush()
+        print(
+            f"epoch {metrics.epoch:3d}  train loss {metrics.train_loss:.4f}  "
+            f"test loss {metrics.test_loss:.4f}  "
+            f"test accuracy {100 * metrics.test_accuracy:6.2f} %  "
+            f"{metrics.samples_per_second:,.0f} samples/s",
+            flush=True,
+        )
+
+
+class MetricsFile(Reporter):
+    """metrics.jsonl: one JSON object an epoch."""
+
+    def __init__(self, path: Path):
+        self.path, self.lines = path, []
+
+    def epoch(self, metrics) -> None:
+        self.lines.append(json.dumps(metrics.as_dict()))
+        replace_file(self.path, "\n".join(self.lines).encode() + b"\n")
+
+
+def draw_curves(history: list, path: Path, title: str) -> None:
+    """A picture of losses and accuracy over the epochs; needs matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise DependencyError(
+            'the picture of the curves needs matplotlib: pip install "minidl[plot]"'
+        ) from error
+    epochs = [metrics.epoch for metrics in history]
+    marker = "o" if len(epochs) < 30 else None
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [m.train_loss for m in history], marker=marker, label="training")
+    left.plot(epochs, [m.test_loss for m in history], marker=marker, label="test")
+    left.set(xlabel="epoch", ylabel="loss", yscale="log")
+    left.legend()
+    accuracy = [100 * m.test_accuracy for m in history]
+    right.plot(epochs, accuracy, marker=marker, color="tab:green")
+    right.set(
+        xlabel="epoch",
+        ylabel="test accuracy (%)",
+        title=f"{accuracy[-1]:.2f} % after {epochs[-1]} epochs",
+    )
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -1,0 +1,124 @@
+"""Trainer: epochs of steps, what they cost and what they reach."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from time import perf_counter
+
+import numpy as np
+
+from minidl.array.errors import MinidlError
+from minidl.autograd.mode import no_grad
+from minidl.autograd.tensor import Tensor
+from minidl.data import DataLoader
+from minidl.distributed import DataParallel
+from minidl.nn import functional as F
+from minidl.train.report import Reporter
+from minidl.train.step import train_step
+
+
+class DivergedError(MinidlError, ArithmeticError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One epoch, over all ranks: losses are means over samples, time is in seconds."""
+
+    epoch: int
+    train_loss: float
+    test_loss: float
+    test_accuracy: float
+    samples: int
+    seconds: float
+    samples_per_second: float
+    lr: float
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class Trainer:
+    """Trains a classifier: `model` is a DataParallel, `loss_fn(scores, labels)` a mean.
+
+    `scheduler`, if there is one, is stepped after every step. `reporters` hear of
+    the steps and epochs; on ranks other than 0 there are usually none.
+    """
+
+    def __init__(
+        self,
+        model: DataParallel,
+        optimizer,
+        loss_fn=F.cross_entropy,
+        scheduler=None,
+        reporters: Sequence[Reporter] = (),
+    ):
+        self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
+        self.scheduler, self.reporters = scheduler, list(reporters)
+
+    def fit(self, train: DataLoader, test: DataLoader, epochs: int) -> list[Metrics]:
+        """Train for some epochs, with an evaluation after each."""
+        history = []
+        for epoch in range(1, epochs + 1):
+            lr = self.optimizer.param_groups[0]["lr"]
+            start = perf_counter()
+            loss, samples = self.train_epoch(train, epoch)
+            seconds = perf_counter() - start
+            test_loss, accuracy = evaluate(self.model, test, self.loss_fn)
+            history.append(
+                Metrics(
+                    epoch=epoch,
+                    train_loss=loss,
+                    test_loss=test_loss,
+                    test_accuracy=accuracy,
+                    samples=samples,
+                    seconds=seconds,
+                    samples_per_second=samples / seconds,
+                    lr=lr,
+                )
+            )
+            self.tell("epoch", history[-1])
+        return history
+
+    def train_epoch(self, loader: DataLoader, epoch: int) -> tuple[float, int]:
+        """One pass: the mean loss over all samples of all ranks, and their number."""
+        self.model.module.train()
+        self.tell("begin", epoch, len(loader))
+        sums = np.zeros(3)  # the loss's total and count, and samples
+        for step, (images, labels) in enumerate(loader, 1):
+            loss = train_step(
+                self.model, self.loss_fn, self.optimizer, Tensor(images), Tensor(labels)
+            )
+            if self.scheduler is not None:
+                self.scheduler.step()
+            sums += loss.total.item(), loss.count, len(labels)
+            if not isfinite(sums[0]):
+                raise DivergedError(
+                    f"the loss is {loss.total.item()} in step {step} of epoch {epoch}: "
+                    "training has diverged; try a smaller learning rate"
+                )
+            self.tell("step", sums[0] / max(sums[1], 1))
+        self.model.communicator.all_reduce(sums)
+        return float(sums[0] / sums[1]), int(sums[2])
+
+    def tell(self, event: str, *what) -> None:
+        for reporter in self.reporters:
+            getattr(reporter, event)(*what)
+
+
+@no_grad()
+def evaluate(
+    model: DataParallel, loader: DataLoader, loss_fn=F.cross_entropy
+) -> tuple[float, float]:
+    """Mean loss and accuracy over every sample, once, whatever the number of ranks."""
+    was_training = model.module.training
+    model.module.eval()
+    sums = np.zeros(3)
+    for images, labels in loader:
+        scores = model(Tensor(images))
+        total = loss_fn(scores, Tensor(labels)).total.item()
+        right = int((scores.data.argmax(1) == labels).sum())
+        sums += total, right, len(labels)
+    model.communicator.all_reduce(sums)
+    model.module.train(was_training)
+    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
