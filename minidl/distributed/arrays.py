@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minidl.array.device import is_array, on_gpu
+
 OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
 KINDS = {
     "half": ("float16", "bfloat16"),
@@ -41,7 +43,7 @@ class Call(NamedTuple):
 def check(name, *arrays):
     """Refuse, before anything is sent, what a communicator cannot take."""
     for array in arrays:
-        if not isinstance(array, np.ndarray) and not is_on_device(array):
+        if not is_array(array):
             raise TypeError(
                 f"{name} takes a NumPy or CuPy array, not {type(array).__name__}; "
                 "of a tensor, pass its data"
@@ -60,7 +62,7 @@ def check(name, *arrays):
 
 def check_writable(name, array):
     """Refuse a read-only array for a result."""
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
+    if not on_gpu(array) and not array.flags.writeable:
         raise ValueError(f"{name} writes its result into an array that is read-only")
 
 
@@ -81,24 +83,14 @@ def check_blocks(name, whole, part, size):
         )
 
 
-def is_on_device(array):
-    """Whether `array` is a CuPy array (or one that looks like it)."""
-    return hasattr(array, "__cuda_array_interface__")
-
-
-def to_host(array):
-    """The NumPy array itself, or a copy of the CuPy array."""
-    return array if isinstance(array, np.ndarray) else array.get()
-
-
 def store(array, values):
     """Write host `values` into `array`, rounding to its dtype."""
     if array is values:
         return
-    if isinstance(array, np.ndarray):
-        array[...] = values.reshape(array.shape)
-    else:
+    if on_gpu(array):
         array.set(values.reshape(array.shape).astype(array.dtype, copy=False))
+    else:
+        array[...] = values.reshape(array.shape)
 
 
 def accumulator(dtype):

@@ -17,6 +17,7 @@ import minidl
 from minidl.array.errors import DependencyError, DistributedError
 from minidl.distributed import failing
 from minidl.distributed.communicator import Alone, Communicator, simulated
+from minidl.distributed.mpi import MPICommunicator
 
 # What launchers tell the processes that they start: rank and number of ranks.
 # SLURM_NTASKS is no such thing: a batch script has it too, and is no rank.
@@ -88,14 +89,14 @@ def is_initialized() -> bool:
 def start_mpi() -> Communicator:
     """Start MPI, and check the ranks against each other."""
     launch = launched() or Launch("no launcher", 0, 1)
-    MPICommunicator = wait_for_all_ranks_to_start(launch)
-    communicator = MPICommunicator()
+    MPI = wait_for_all_ranks_to_start(launch)
+    communicator = MPICommunicator(MPI)
     if communicator.size > 1:
         failing.install(communicator)
         if isinstance(sys.stdout, TextIOWrapper):
             # a rank that is killed takes its unwritten lines with it
             sys.stdout.reconfigure(line_buffering=True)
-    check_size(communicator, launch)
+    check_size(communicator, launch, MPI.Get_library_version())
     check_code(communicator)
     atexit.register(say_goodbye, communicator)
     return communicator
@@ -109,7 +110,7 @@ def wait_for_all_ranks_to_start(launch):
     """
     faulthandler.dump_traceback_later(START_SECONDS, exit=True, file=sys.__stderr__)
     try:
-        from minidl.distributed.mpi import MPICommunicator
+        from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # the latter: mpi4py, but no MPI
         raise DependencyError(
             f"{launch.launcher} has started {launch.size} ranks, which need mpi4py and "
@@ -117,15 +118,13 @@ def wait_for_all_ranks_to_start(launch):
         ) from error
     finally:
         faulthandler.cancel_dump_traceback_later()
-    return MPICommunicator
+    return MPI
 
 
-def check_size(communicator, launch):
+def check_size(communicator, launch, library):
     """Refuse a launcher and an MPI library that do not know each other."""
     if communicator.size != launch.size and launch.size > 1:
-        from mpi4py import MPI
-
-        library = MPI.Get_library_version().splitlines()[0].replace("\t", " ")
+        library = " ".join(library.splitlines()[0].split())
         raise DistributedError(
             f"{launch.launcher} has started {launch.size} ranks, and the MPI library "
             f"of mpi4py ({library}) sees {communicator.size}: start with the mpiexec "

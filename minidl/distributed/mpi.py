@@ -11,9 +11,9 @@ import pickle
 import time
 
 import numpy as np
-from mpi4py import MPI
 
-from minidl.distributed.arrays import accumulator, combine, store, to_host
+from minidl.array.device import on_gpu, to_numpy
+from minidl.distributed.arrays import accumulator, combine, store
 from minidl.distributed.communicator import Communicator, Work
 from minidl.distributed.failing import exit_status, report
 from minidl.distributed.peers import Peers
@@ -27,7 +27,7 @@ def as_bytes(array):
 
 
 class MPICommunicator(Communicator):
-    """One rank of a job under mpiexec, mpirun or srun.
+    """One rank of a job under mpiexec, mpirun or srun; `MPI` is mpi4py.MPI.
 
     Works progress while one is waited for or polled: call `poll` now and then
     between `all_reduce(..., async_op=True)` and `wait` to overlap them with other
@@ -37,16 +37,17 @@ class MPICommunicator(Communicator):
 
     backend = "mpi"
 
-    def __init__(self):
+    def __init__(self, MPI):
+        self._MPI = MPI
         self._mpi = MPI.COMM_WORLD.Dup()  # apart from the caller's own messages
         node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
         node.Free()
         hosts = self._mpi.allgather(self.host)
-        self._peers = Peers(self._mpi, hosts)
+        self._peers = Peers(MPI, self._mpi, hosts)
 
     def _all_reduce(self, call, array, op):
-        host = to_host(array)
+        host = to_numpy(array)
         if op in ("max", "min"):  # MPI's own have no rule for NaN
             arrays = np.empty((self.size, host.size), host.dtype)
             request = self._mpi.Iallgather(as_bytes(host), as_bytes(arrays))
@@ -54,7 +55,7 @@ class MPICommunicator(Communicator):
                 self, call, request, lambda: store(array, combine(list(arrays), op))
             )
         total = host.astype(accumulator(host.dtype), copy=False)
-        request = self._mpi.Iallreduce(MPI.IN_PLACE, total, MPI.SUM)
+        request = self._mpi.Iallreduce(self._MPI.IN_PLACE, total)
 
         def finish():
             if op == "avg":
@@ -64,12 +65,12 @@ class MPICommunicator(Communicator):
         return Work(self, call, request, finish)
 
     def _broadcast(self, call, array, src):
-        host = to_host(array)
+        host = to_numpy(array)
         request = self._mpi.Ibcast(as_bytes(host), root=src)
         return Work(self, call, request, lambda: store(array, host))
 
     def _reduce_scatter(self, call, output, input, op):
-        sent = to_host(input)
+        sent = to_numpy(input)
         blocks = np.empty((self.size, output.size), sent.dtype)
         request = self._mpi.Ialltoall(as_bytes(sent), as_bytes(blocks))
         return Work(
@@ -77,9 +78,8 @@ class MPICommunicator(Communicator):
         )
 
     def _all_gather(self, call, output, input):
-        sent = to_host(input)
-        on_host = isinstance(output, np.ndarray)
-        gathered = output if on_host else np.empty(output.shape, output.dtype)
+        sent = to_numpy(input)
+        gathered = np.empty(output.shape, output.dtype) if on_gpu(output) else output
         if np.may_share_memory(sent, gathered):
             sent = sent.copy()
         request = self._mpi.Iallgather(as_bytes(sent), as_bytes(gathered))
@@ -130,7 +130,7 @@ class MPICommunicator(Communicator):
 
     def abort(self, status=1):
         """End the job on all ranks, at once, with `status`."""
-        MPI.COMM_WORLD.Abort(status)
+        self._MPI.COMM_WORLD.Abort(status)
 
     def failed(self, exception):
         """Report an exception that nobody caught, and end the job on all ranks."""

@@ -3,8 +3,6 @@
 import sys
 import time
 
-from mpi4py import MPI
-
 STALL = 5.0  # seconds in a collective until a rank tells the others where it waits
 WARN = 60.0  # seconds until the lowest rank that waits names those who are missing
 
@@ -12,8 +10,8 @@ WARN = 60.0  # seconds until the lowest rank that waits names those who are miss
 class Peers:
     """The last that each other rank has told: (ended?, number, call)."""
 
-    def __init__(self, mpi, hosts):
-        self._mpi, self._hosts = mpi, hosts
+    def __init__(self, MPI, mpi, hosts):
+        self._MPI, self._mpi, self._hosts = MPI, mpi, hosts
         self._sent = []
         self._told = {}  # rank -> its last message
         self._number, self._since = -1, 0.0
@@ -30,7 +28,7 @@ class Peers:
 
     def finish(self):
         """Wait until all messages of this rank have been taken."""
-        MPI.Request.waitall(self._sent)
+        self._MPI.Request.waitall(self._sent)
 
     def look(self, call, number):
         """Raise when `call`, in which this rank waits, can never complete.
@@ -81,6 +79,6 @@ class Peers:
                 self._sent.append(self._mpi.isend(message, dest=rank))
 
     def _listen(self):
-        status = MPI.Status()
+        status = self._MPI.Status()
         while self._mpi.iprobe(status=status):
             self._told[status.source] = self._mpi.recv(source=status.source)
