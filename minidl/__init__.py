@@ -1,6 +1,8 @@
 """minidl: a small deep-learning framework on CuPy and NumPy."""
 
-from minidl import autograd, nn, ops, optim
+__version__ = "0.1.0"  # first: the rooms may ask for it
+
+from minidl import autograd, data, distributed, nn, ops, optim, train
 from minidl.array.dtypes import (
     bfloat16,
     float16,
@@ -15,5 +17,3 @@ from minidl.array.dtypes import (
 from minidl.array.random import manual_seed
 from minidl.autograd import Tensor, enable_grad, is_grad_enabled, no_grad
 from minidl.ops.creation import tensor
-
-__version__ = "0.1.0"

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from minidl import data
 from minidl.array.device import device_of, gpu_available, to_numpy
 from minidl.array.errors import CheckpointError, DataError
+from minidl.array.sampling import share
 from minidl.data import DataLoader, Dataset, DistributedSampler, Standardize, load
 from minidl.data import download as downloads
 from minidl.data.idx import read_idx, read_images, read_labels
-from minidl.array.sampling import share
 
 STEMS = (
     "train-images-idx3-ubyte",

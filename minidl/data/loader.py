@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from minidl.array.device import canonical_device, to_device
-from minidl.data.datasets import Dataset
 from minidl.array.sampling import DistributedSampler
+from minidl.data.datasets import Dataset
 
 
 class DataLoader:

@@ -1,0 +1,279 @@
+"""N ranks train as one rank does: the gradient is that of the global batch."""
+
+import json
+
+import numpy as np
+import pytest
+import textbook
+from ranks import run_ranks
+
+import minidl as md
+import minidl.nn.functional as F
+from minidl import nn, optim
+from minidl.array.errors import DistributedError
+from minidl.array.sampling import DistributedSampler
+from minidl.distributed import Alone, DataParallel, Simulated
+
+SAMPLES, BATCH, STEPS = 53, 12, 20  # batches of 12, 12, 12, 12 and an uneven 5
+SMALL_BUCKETS = 0.003  # MB: several buckets even for a tiny model
+
+
+def data(dtype):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((SAMPLES, 1, 8, 8)).astype(dtype)
+    return images, rng.integers(0, 10, SAMPLES)
+
+
+def small_cnn(dtype):
+    md.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+    return model.to(dtype)
+
+
+def batches(communicator, steps):
+    """This rank's indices of `steps` global batches, epoch after epoch."""
+    sampler = DistributedSampler(
+        range(SAMPLES), communicator.size, communicator.rank, seed=3
+    )
+    found = []
+    while len(found) < steps:
+        found += list(sampler.batches(BATCH))
+        sampler.set_epoch(sampler.epoch + 1)
+    return found[:steps]
+
+
+def train(communicator, dtype=np.float64, overlap=True, ignored=False, lr=1e-2):
+    """The weights of a CNN after 20 steps of Adam, as one vector."""
+    images, labels = data(dtype)
+    if ignored:
+        labels[::3] = -100
+    model = small_cnn(dtype)
+    optimizer = optim.Adam(model.parameters(), lr=lr)
+    parallel = DataParallel(model, communicator, SMALL_BUCKETS, overlap)
+    for index in batches(communicator, STEPS):
+        optimizer.zero_grad()
+        scores = parallel(md.tensor(images[index]))
+        parallel.backward(F.cross_entropy(scores, md.tensor(labels[index])))
+        optimizer.step()
+    return vector(model)
+
+
+def vector(model):
+    return np.concatenate([p.numpy().ravel() for p in model.parameters()])
+
+
+def relative(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(Alone())
+
+
+def test_one_rank_is_the_textbook(alone):
+    images, labels = data(np.float64)
+    model = small_cnn(np.float64)
+    names = [name for name, _ in model.named_parameters()]
+    start = {name: p.numpy().copy() for name, p in model.named_parameters()}
+
+    def shapes_fit(params):  # the textbook's CNN has the same layers and names
+        return list(params) == list(textbook.cnn_parameters(8, (1, 4, 8)))
+
+    assert shapes_fit(start)
+    steps = [(images[i], labels[i]) for i in batches(Alone(), STEPS)]
+    for ranks in (1, 3):
+        params, _ = textbook.cnn_train(start, steps, lr=1e-2, ranks=ranks)
+        expected = np.concatenate([params[name].ravel() for name in names])
+        assert relative(alone, expected) < 1e-9
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["naive", "bucketed"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_simulated_ranks_agree_with_one(n, overlap, alone):
+    results = Simulated(n).run(lambda c: train(c, overlap=overlap))
+    assert all(np.array_equal(w, results[0]) for w in results)
+    assert relative(results[0], alone) < 1e-12
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_float32_and_ignored_labels(n):
+    expected = train(Alone(), np.float32, ignored=True)
+    results = Simulated(n).run(lambda c: train(c, np.float32, ignored=True))
+    assert all(np.array_equal(w, results[0]) for w in results)
+    assert relative(results[0], expected) < 1e-6
+
+
+def print_weights(communicator):
+    """What a rank of the MPI test runs."""
+    single = train(communicator, np.float32)
+    again = train(communicator, np.float32, overlap=False)
+    double = train(communicator)
+    everyone = communicator.all_gather_object(single.tobytes())
+    if communicator.rank == 0:
+        print(
+            json.dumps(
+                {
+                    "same": len(dict.fromkeys(everyone)) == 1,
+                    "single": single.tolist(),
+                    "naive": again.tolist(),
+                    "double": double.tolist(),
+                }
+            )
+        )
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_mpi_ranks_agree_with_one(n, alone):
+    runs = [run_ranks(n, print_weights) for _ in range(2 if n == 3 else 1)]
+    for run in runs:
+        assert run.returncode == 0, run.stderr
+        assert run.stdout == runs[0].stdout  # the same bits in every run
+    found = json.loads(runs[0].stdout)
+    assert found["same"]
+    expected = train(Alone(), np.float32)
+    assert relative(np.array(found["single"]), expected) < 1e-6
+    assert relative(np.array(found["naive"]), expected) < 1e-6
+    assert relative(np.array(found["double"]), alone) < 1e-12
+
+
+class Branches(nn.Module):
+    """A model of which some parts are used by some ranks, or by none."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.extra = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.unused, self.frozen = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x, with_extra):
+        y = self.shared(x) + self.frozen(x)
+        return y + self.extra(x) if with_extra else y
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_parameters_without_a_gradient_on_some_ranks_or_on_all(overlap):
+    x = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+
+    def run(communicator):
+        md.manual_seed(1)
+        model = Branches()
+        optimizer = optim.Adam(model.parameters(), weight_decay=0.1)
+        parallel = DataParallel(model, communicator, SMALL_BUCKETS, overlap)
+        own = np.array_split(x, communicator.size)[communicator.rank]
+        for step in range(3):
+            optimizer.zero_grad()
+            y = parallel(md.tensor(own), communicator.rank == 0 and step != 1)
+            parallel.backward(F.mse_loss(y, md.tensor(np.ones_like(y.numpy()))))
+            if step == 1:
+                assert model.extra.weight.grad is None
+            optimizer.step()
+        assert model.unused.weight.grad is None
+        assert model.frozen.weight.grad is None
+        state = optimizer.state_dict()["state"]
+        steps = [
+            state[f"{name}.weight"]["step"] for name in ("shared", "extra", "unused")
+        ]
+        return vector(model), steps
+
+    first, second = Simulated(2).run(run)
+    assert np.array_equal(first[0], second[0])
+    assert first[1] == [3, 2, 0]
+
+
+def test_accumulation_without_sync_is_one_large_batch():
+    images, labels = data(np.float64)
+
+    def run(communicator, parts):
+        model = small_cnn(np.float64)
+        parallel = DataParallel(model, communicator, SMALL_BUCKETS)
+        order = np.array_split(np.arange(SAMPLES), parts * communicator.size)
+        own = order[communicator.rank :: communicator.size]
+        for number, index in enumerate(own, 1):
+            scores = F.cross_entropy(
+                parallel(md.tensor(images[index])), md.tensor(labels[index])
+            )
+            if number < len(own):
+                with parallel.no_sync():
+                    parallel.backward(scores)
+            else:
+                parallel.backward(scores)
+        return np.concatenate([p.grad.numpy().ravel() for p in model.parameters()])
+
+    expected = run(Alone(), 1)
+    assert relative(run(Alone(), 3), expected) < 1e-12
+    for gradient in Simulated(2).run(lambda c: run(c, 3)):
+        assert relative(gradient, expected) < 1e-12
+
+
+def test_a_rank_without_samples_takes_part():
+    images, labels = data(np.float64)
+
+    def run(communicator):
+        model = small_cnn(np.float64)
+        parallel = DataParallel(model, communicator)
+        own = slice(0, 5 if communicator.rank == 0 else 0)
+        parallel.backward(
+            F.cross_entropy(parallel(md.tensor(images[own])), md.tensor(labels[own]))
+        )
+        return np.concatenate([p.grad.numpy().ravel() for p in model.parameters()])
+
+    expected = run(Alone())
+    for gradient in Simulated(3).run(run):
+        assert relative(gradient, expected) < 1e-12
+
+
+def test_different_models_are_refused_on_every_rank():
+    def run(communicator):
+        md.manual_seed(int(communicator.rank == 1))
+        with pytest.raises(DistributedError, match="model of rank 1 differs"):
+            DataParallel(nn.Linear(3, 2), communicator)
+        return True
+
+    assert all(Simulated(3).run(run))
+
+
+def test_a_loss_without_a_count_is_refused():
+    parallel = DataParallel(nn.Linear(3, 2), Alone())
+    loss = parallel(md.tensor(np.ones((4, 3), np.float32))).mean() * 2
+    with pytest.raises(RuntimeError, match="how many terms"):
+        parallel.backward(loss)
+    assert parallel.module.weight.grad is None
+
+
+def test_buckets_are_sent_in_one_order_and_during_backward():
+    sent = []
+
+    class Recording(Alone):
+        def all_reduce(self, array, op="sum", async_op=False):
+            sent.append(array.nbytes)
+            return super().all_reduce(array, op, async_op)
+
+    model = small_cnn(np.float32)
+    parallel = DataParallel(model, Recording(), 0.001)
+    images, labels = data(np.float32)
+    loss = F.cross_entropy(parallel(md.tensor(images)), md.tensor(labels))
+    seen = []
+
+    def ready(parameter):
+        parallel.ready(parameter)
+        seen.append(len(sent))
+
+    parallel.share(loss).backward(on_grad_ready=ready)
+    during = len(sent)
+    parallel.wait()
+    assert during == len(parallel.exchange.buckets) > 2  # all left before the end
+    assert seen[0] < during and seen == sorted(seen)
+    total = sum(p.storage.room(p) * 4 for p in model.parameters())
+    assert sum(sent[:during]) == total
