@@ -78,7 +78,7 @@ def in_numpy(kernel, *inputs, out, **scalars):
     """The kernel's NumPy form on the same arrays."""
     values = [scalars[name] for name in kernel.scalars]
     T, dtypes, _ = kernel.signature(inputs, out, values)
-    loop = loops._numpy_loop(kernel.body, T, list(dtypes))
+    loop = loops.NumpyLoop(kernel.body, T, dtypes)
     loop(out[0].size, [*inputs, *out], values)
     return out
 

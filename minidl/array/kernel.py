@@ -146,11 +146,25 @@ class Kernel:
                 numpy.empty(shape, dtype) if out is None else out
                 for out, dtype in zip(outs, dtypes, strict=True)
             ]
-            flat, copies = layout.flatten(inputs, outs, shape, self._keep)
-            loop(prod(shape), flat, values)
-            for out, temporary in copies:
-                out[...] = temporary
+            self._run_strided(loop, shape, inputs, outs, values)
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def _run_strided(self, loop, shape, inputs, outs, values):
+        """As the arrays lie where the loop can do that, otherwise through copies."""
+        arrays = layout.spread(inputs, outs, shape)
+        if not self.body.uses_index:
+            arrays = layout.by_stride(arrays)
+        walk = layout.geometry(
+            arrays[-1].shape,
+            tuple(array.strides for array in arrays),
+            tuple(array.itemsize for array in arrays),
+        )
+        if walk is not None and loop.strided(walk, arrays, values):
+            return
+        flat, copies = layout.flatten(inputs, outs, shape, self._keep)
+        loop(prod(shape), flat, values)
+        for out, temporary in copies:
+            out[...] = temporary
 
     # --- on a GPU
 
