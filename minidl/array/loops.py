@@ -10,6 +10,7 @@ from .body import PREAMBLE, Body
 from .compiler import pointer
 from .device import bfloat16
 from .threads import get_num_threads
+from .vector_math import VECTOR_MATH
 
 C_TYPE = {
     numpy.dtype(name): c_type
@@ -141,7 +142,7 @@ def source(
             for name, dtype in scalars.items()
         ),
     )
-    return f"{_HEADER}{PREAMBLE}typedef {C_TYPE[T]} T;{text}"
+    return f"{_HEADER}{VECTOR_MATH}{PREAMBLE}typedef {C_TYPE[T]} T;{text}"
 
 
 class CompiledLoop:
