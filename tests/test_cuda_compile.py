@@ -4,24 +4,17 @@ CuPy writes the CUDA source of an ElementwiseKernel and hands it to NVRTC; both 
 without a device, through names of CuPy 14 that are not public.
 """
 
-import importlib
-import pkgutil
-
 import numpy
 import pytest
+from conftest import all_kernels
 
-import minidl
 from minidl.array.device import bfloat16
-from minidl.array.kernel import Kernel
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 if int(cupy.__version__.split(".")[0]) != 14:
     pytest.skip("written for the inside of CuPy 14", allow_module_level=True)
 
-for module in pkgutil.walk_packages(minidl.__path__, "minidl."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-KERNELS = dict(Kernel.registry)
+KERNELS = all_kernels()
 FLOATS = ["float32", "float64", "float16", *([] if bfloat16 is None else [bfloat16])]
 
 
