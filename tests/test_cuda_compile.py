@@ -8,6 +8,8 @@ import numpy
 import pytest
 from conftest import all_kernels
 
+from minidl.array.arguments import signature
+from minidl.array.cuda import elementwise
 from minidl.array.device import bfloat16
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
@@ -26,8 +28,8 @@ def cuda_source(kernel, dtype, arrays_as_scalars):
     wide = kernel.compute or numpy.dtype(dtype)
     values = [numpy.ones(1, wide) if arrays_as_scalars else 1 for _ in kernel.scalars]
     first = len(kernel.inputs)
-    T, dtypes, scalars = kernel.signature(arrays[:first], arrays[first:], values)
-    made = kernel.elementwise(T, scalars)
+    T, dtypes, scalars = signature(kernel, arrays[:first], arrays[first:], values)
+    made = elementwise(kernel, T, scalars)
     kinds = [*(dtypes[name] for name in kernel.inputs), *scalars.values()]
     outs = tuple(dtypes[name] for name in kernel.outputs)
     filled = tuple(T if kind is None else kind for kind in kinds)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidl.array import compiler, loops
+from minidl.array.arguments import signature
 from minidl.array.device import bfloat16, to_numpy
 from minidl.array.errors import DeviceError
 from minidl.array.kernel import Kernel
@@ -79,7 +80,7 @@ def awkward(dtype, size, seed=0):
 def in_numpy(kernel, *inputs, out, **scalars):
     """The kernel's NumPy form on the same arrays."""
     values = [scalars[name] for name in kernel.scalars]
-    T, dtypes, _ = kernel.signature(inputs, out, values)
+    T, dtypes, _ = signature(kernel, inputs, out, values)
     loop = loops.NumpyLoop(kernel.body, T, dtypes)
     loop(out[0].size, [*inputs, *out], values)
     return out

@@ -35,27 +35,48 @@ def same_elements(a, b) -> bool:
     )
 
 
-def shared(inputs, outputs, flat: bool = False) -> set[int] | None:
-    """Positions of the inputs that share memory with an output and are not it.
+def apart(inputs, outputs) -> bool:
+    """Whether the outputs can be written, and nothing shares memory but by identity.
 
-    Where an input is the output itself, element i is read before it is written.
-    None if two outputs share memory. `flat` promises contiguous arrays of one shape.
+    For contiguous arrays of one shape in the host's memory; outputs may be None.
     """
     spans = []
     for out in outputs:
-        start, end = span(out)
+        if out is None:
+            continue
+        if not out.flags.writeable:
+            return False
+        start = host_pointer(out)
+        end = start + out.nbytes
         for low, high in spans:
             if start < high and low < end:
-                return None
+                return False
         spans.append((start, end))
+    for x in inputs:
+        start = host_pointer(x)
+        end = start + x.nbytes
+        for low, high in spans:
+            if start < high and low < end and (start != low or end != high):
+                return False
+    return True
+
+
+def shared(inputs, outputs) -> set[int] | None:
+    """Positions of the inputs that share memory with an output and are not it.
+
+    Where an input is the output itself, element i is read before it is written.
+    None if two outputs share memory.
+    """
+    spans = [span(out) for out in outputs]
+    for k, (start, end) in enumerate(spans):
+        if any(start < high and low < end for low, high in spans[:k]):
+            return None
     found = set()
     for k, x in enumerate(inputs):
         start, end = span(x)
         for (low, high), out in zip(spans, outputs, strict=True):
-            if start < high and low < end:
-                same = start == low and end == high if flat else same_elements(x, out)
-                if not same:
-                    found.add(k)
+            if start < high and low < end and not same_elements(x, out):
+                found.add(k)
     return found
 
 
