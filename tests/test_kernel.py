@@ -120,7 +120,7 @@ assert y.tolist() == [1, 3, 5, 7, 9]
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_compiled_and_numpy_agree_bit_for_bit(dtype):
-    size = 70_001  # more than one chunk, and more than one thread
+    size = 140_001  # several chunks and threads
     x, y, z = (awkward(dtype, size, seed) for seed in range(3))
     expected = in_numpy(
         EXACT, x, y, out=(z.copy(), numpy.empty(size, bool)), a=0.1, b=2
@@ -180,7 +180,7 @@ def test_vector_functions_round_to_the_nearest_float(name):
 def test_results_do_not_depend_on_place_or_threads(dtype):
     from minidl.array.threads import get_num_threads, set_num_threads
 
-    x, y = awkward(dtype, 100_000), awkward(dtype, 100_000, 1)
+    x, y = awkward(dtype, 140_000), awkward(dtype, 140_000, 1)
     whole = EVERYTHING(x, y, a=0.1, b=2.5)[0]
     part = EVERYTHING(x[777:1003], y[777:1003], a=0.1, b=2.5)[0]
     same_bits(part, whole[777:1003])

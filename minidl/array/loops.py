@@ -30,7 +30,7 @@ if bfloat16 is not None:
     C_TYPE[numpy.dtype(bfloat16)] = "bfloat16"
 
 CHUNK = 1 << 16  # elements; NumPy's passes over one stay in the cache
-PARALLEL_FROM = 1 << 15  # elements; below, starting threads costs more than it saves
+PARALLEL_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 
 _HEADER = """
 #include <math.h>
