@@ -1,10 +1,16 @@
 """What all tests share: the array modules to run on, and repeatable hypothesis."""
 
+import importlib
+import pkgutil
+from functools import cache
+
 import numpy
 import pytest
 from hypothesis import settings
 
+import minidl
 from minidl.array.device import cupy_module, gpu_available
+from minidl.array.kernel import Kernel
 
 settings.register_profile(
     "minidl", deadline=None, derandomize=True, max_examples=30, database=None
@@ -20,3 +26,13 @@ def xp(request):
     if not gpu_available():
         pytest.skip("no CUDA device")
     return cupy_module()
+
+
+@cache
+def all_kernels() -> dict[str, Kernel]:
+    """Every kernel of the package, by name."""
+    for module in pkgutil.walk_packages(minidl.__path__, "minidl."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    made = Kernel.registry.items()
+    return {name: kernel for name, kernel in made if not name.startswith("test_")}

@@ -1,15 +1,18 @@
 """Kernel: its language, its three ways to run, and everything arrays can be."""
 
+import math
 import os
 import subprocess
 import sys
 
 import numpy
 import pytest
+from conftest import all_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minidl.array import compiler, loops
+from minidl.array.arguments import signature
 from minidl.array.device import bfloat16, to_numpy
 from minidl.array.errors import DeviceError
 from minidl.array.kernel import Kernel
@@ -77,8 +80,8 @@ def awkward(dtype, size, seed=0):
 def in_numpy(kernel, *inputs, out, **scalars):
     """The kernel's NumPy form on the same arrays."""
     values = [scalars[name] for name in kernel.scalars]
-    T, dtypes, _ = kernel.signature(inputs, out, values)
-    loop = loops._numpy_loop(kernel.body, T, list(dtypes))
+    T, dtypes, _ = signature(kernel, inputs, out, values)
+    loop = loops.NumpyLoop(kernel.body, T, dtypes)
     loop(out[0].size, [*inputs, *out], values)
     return out
 
@@ -117,7 +120,7 @@ assert y.tolist() == [1, 3, 5, 7, 9]
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_compiled_and_numpy_agree_bit_for_bit(dtype):
-    size = 70_001  # more than one chunk, and more than one thread
+    size = 140_001  # several chunks and threads
     x, y, z = (awkward(dtype, size, seed) for seed in range(3))
     expected = in_numpy(
         EXACT, x, y, out=(z.copy(), numpy.empty(size, bool)), a=0.1, b=2
@@ -149,11 +152,35 @@ def test_integers_agree_and_wrap():
     assert small.dtype == numpy.int64
 
 
+@pytest.mark.skipif(compiler.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["exp", "log", "expm1", "log1p", "tanh", "erf"])
+def test_vector_functions_round_to_the_nearest_float(name):
+    draw = numpy.random.default_rng(0)
+    bits = draw.integers(0, 2**32, 200_000, dtype=numpy.uint64).astype(numpy.uint32)
+    edges = [0.0, -0.0, numpy.inf, -numpy.inf, numpy.nan, 1, 88.8, -104, 1e-45, -1]
+    x = numpy.concatenate(
+        [bits.view("f4"), draw.standard_normal(100_000) * 9, edges], dtype="f4"
+    )
+    if name == "erf":
+        exact = numpy.array([math.erf(value) for value in x])
+    else:
+        with numpy.errstate(all="ignore"):
+            exact = getattr(numpy, name)(x.astype(numpy.float64))
+    with numpy.errstate(over="ignore"):
+        nearest = exact.astype(numpy.float32)
+    got = Kernel(f"test_{name}", "x", "y", "", f"y = {name}(x);")(x)
+    finite = numpy.isfinite(nearest)
+    numpy.testing.assert_array_equal(got[~finite], nearest[~finite])
+    unit = numpy.spacing(numpy.abs(nearest[finite])).astype(numpy.float64)
+    assert (numpy.abs(got[finite] - exact[finite]) <= 0.52 * unit).all()
+    assert (numpy.signbit(got[finite]) == numpy.signbit(nearest[finite])).all()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_results_do_not_depend_on_place_or_threads(dtype):
     from minidl.array.threads import get_num_threads, set_num_threads
 
-    x, y = awkward(dtype, 100_000), awkward(dtype, 100_000, 1)
+    x, y = awkward(dtype, 140_000), awkward(dtype, 140_000, 1)
     whole = EVERYTHING(x, y, a=0.1, b=2.5)[0]
     part = EVERYTHING(x[777:1003], y[777:1003], a=0.1, b=2.5)[0]
     same_bits(part, whole[777:1003])
@@ -165,9 +192,9 @@ def test_results_do_not_depend_on_place_or_threads(dtype):
         set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", sorted(Kernel.registry))
+@pytest.mark.parametrize("name", all_kernels())
 def test_every_kernel_agrees_with_its_numpy_form(name):
-    kernel = Kernel.registry[name]
+    kernel = all_kernels()[name]
     integer = kernel.compute is not None or kernel.body.needs_integer
     dtype = numpy.uint64 if integer else numpy.float64
     draw = numpy.random.default_rng(0)
@@ -184,28 +211,43 @@ def test_every_kernel_agrees_with_its_numpy_form(name):
 # --- shapes, strides, aliases
 
 
+def spaced(draw, shape, steps):
+    """An array of this shape whose axes go by these steps."""
+    pairs = zip(shape, steps, strict=True)
+    whole = draw.standard_normal([n * abs(step) for n, step in pairs])
+    return whole[tuple(slice(None, None, step) for step in steps)]
+
+
 @given(
     st.permutations(range(3)),
-    st.tuples(*[st.sampled_from([1, 2, 5])] * 3),
+    st.tuples(*[st.sampled_from([1, 2, 9])] * 3),
     st.tuples(*[st.booleans()] * 3),
-    st.sampled_from([1, -1, 2]),
+    st.tuples(*[st.sampled_from([1, 1, -1, 2])] * 3),
 )
-def test_any_layout(order, shape, ones, step):
+def test_any_layout(order, shape, ones, steps):
     draw = numpy.random.default_rng(0)
-    x = draw.standard_normal([shape[k] for k in numpy.argsort(order)]).transpose(order)
-    y = draw.standard_normal(
-        [1 if one else n for n, one in zip(shape, ones, strict=True)]
-    )
-    y = numpy.repeat(y, 2, axis=2)[..., ::step][..., : y.shape[2]]
+    x = spaced(draw, [shape[k] for k in order], steps)
+    x = x.transpose(numpy.argsort(order))
+    narrow = [1 if one else n for n, one in zip(shape, ones, strict=True)]
+    y = spaced(draw, narrow, steps[::-1])
     s, d = PAIR(x, y)
     numpy.testing.assert_array_equal(s, x + y)
     numpy.testing.assert_array_equal(d, x - y)
-    out = (
-        numpy.zeros((*shape[:2], 2 * shape[2])).swapaxes(0, 1)[..., ::2].swapaxes(0, 1)
-    )
-    result = PAIR(x, y, out=(out, None))
-    assert result[0] is out
-    numpy.testing.assert_array_equal(out, x + y)
+    out = spaced(draw, [shape[k] for k in order], steps[::-1])
+    out = out.transpose(numpy.argsort(order))
+    expected = out + 2 * y
+    assert AXPY(y, out=out, a=2) is out
+    numpy.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 40, 30), (2, 2, 2, 2, 9), (70_000, 3)])
+def test_broadcast_along_rows_and_columns(shape):
+    x = numpy.random.default_rng(0).standard_normal(shape).astype(numpy.float32)
+    for axis in range(len(shape)):
+        row = x[(0,) * axis][(slice(None), *[slice(0, 1)] * (x.ndim - axis - 1))]
+        same_bits(PAIR(x, row)[1], x - row)
+        turned, row_turned = x.swapaxes(0, -1), (row + 0 * x)[:1].swapaxes(0, -1)
+        same_bits(PAIR(turned, row_turned)[1], turned - row_turned)
 
 
 def test_shapes_of_all_kinds(xp):
@@ -416,7 +458,7 @@ class TestCache:
             assert not said and len(library.read_bytes()) == len(whole)
 
     def test_a_full_cache_needs_no_compiler_run(self, tmp_path):
-        code = AXPY_IN_PYTHON + "import os; print(os.listdir(%r))" % str(tmp_path)
+        code = AXPY_IN_PYTHON + f"import os; print(os.listdir({str(tmp_path)!r}))"
         first, _ = run_python(code, MINIDL_CACHE_DIR=str(tmp_path))
         (library,) = tmp_path.glob("*.so")
         stamp = library.stat().st_mtime_ns

@@ -118,10 +118,25 @@ def _cached(path: Path) -> ctypes.CDLL | None:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]:
-            return ctypes.CDLL(str(path))
+            return _loaded(path)
     except OSError:
         pass
     return None
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """The library, its OpenMP told not to let idle threads spin.
+
+    They would take the cores from the BLAS and from Python's threads: a step of
+    kernels and products takes three times as long. OpenMP asks as it is loaded.
+    """
+    if "OMP_WAIT_POLICY" in os.environ:
+        return ctypes.CDLL(str(path))
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        return ctypes.CDLL(str(path))
+    finally:
+        os.environ.pop("OMP_WAIT_POLICY", None)
 
 
 def _compile(source: str, command, folder: Path, path: Path) -> ctypes.CDLL | None:

@@ -1,5 +1,9 @@
 """Bringing arrays of any shape and stride to the one flat form that loops read."""
 
+import ctypes
+from functools import lru_cache
+from math import prod
+
 import numpy
 
 from .compiler import pointer as host_pointer
@@ -31,27 +35,48 @@ def same_elements(a, b) -> bool:
     )
 
 
-def shared(inputs, outputs, flat: bool = False) -> set[int] | None:
-    """Positions of the inputs that share memory with an output and are not it.
+def apart(inputs, outputs) -> bool:
+    """Whether the outputs can be written, and nothing shares memory but by identity.
 
-    Where an input is the output itself, element i is read before it is written.
-    None if two outputs share memory. `flat` promises contiguous arrays of one shape.
+    For contiguous arrays of one shape in the host's memory; outputs may be None.
     """
     spans = []
     for out in outputs:
-        start, end = span(out)
+        if out is None:
+            continue
+        if not out.flags.writeable:
+            return False
+        start = host_pointer(out)
+        end = start + out.nbytes
         for low, high in spans:
             if start < high and low < end:
-                return None
+                return False
         spans.append((start, end))
+    for x in inputs:
+        start = host_pointer(x)
+        end = start + x.nbytes
+        for low, high in spans:
+            if start < high and low < end and (start != low or end != high):
+                return False
+    return True
+
+
+def shared(inputs, outputs) -> set[int] | None:
+    """Positions of the inputs that share memory with an output and are not it.
+
+    Where an input is the output itself, element i is read before it is written.
+    None if two outputs share memory.
+    """
+    spans = [span(out) for out in outputs]
+    for k, (start, end) in enumerate(spans):
+        if any(start < high and low < end for low, high in spans[:k]):
+            return None
     found = set()
     for k, x in enumerate(inputs):
         start, end = span(x)
         for (low, high), out in zip(spans, outputs, strict=True):
-            if start < high and low < end:
-                same = start == low and end == high if flat else same_elements(x, out)
-                if not same:
-                    found.add(k)
+            if start < high and low < end and not same_elements(x, out):
+                found.add(k)
     return found
 
 
@@ -71,6 +96,58 @@ def common_order(arrays) -> tuple[int, ...] | None:
         if array.shape != model.shape or not array.transpose(order).flags.c_contiguous:
             return None
     return tuple(order)
+
+
+_SHORT = 8  # elements; rows below this are not worth a loop of their own
+
+
+@lru_cache(maxsize=1024)
+def geometry(shape, strides, itemsizes) -> tuple | None:
+    """How a strided loop walks arrays of one shape: for loops.CompiledLoop.strided.
+
+    (a letter for each array, elements in a row, rows, the numbers for the C++), with
+    neighbouring axes made one where all arrays allow it; None where that leaves
+    more than four axes, or short rows.
+    """
+    lengths, steps = [], []  # of the axes, outermost first; steps of all arrays
+    for n, *axis in zip(shape, *strides, strict=True):
+        if n == 1:
+            continue
+        if lengths and all(a == n * b for a, b in zip(steps[-1], axis, strict=True)):
+            lengths[-1], steps[-1] = lengths[-1] * n, axis
+        else:
+            lengths.append(n)
+            steps.append(axis)
+    if not 0 < len(lengths) <= 4 or lengths[-1] < _SHORT:
+        return None
+    if any(s % size for axis in steps for s, size in zip(axis, itemsizes, strict=True)):
+        return None
+    lengths = [1] * (4 - len(lengths)) + lengths
+    steps = [(0,) * len(itemsizes)] * (4 - len(steps)) + steps
+    in_elements = [
+        [axis[k] // size for axis in steps] for k, size in enumerate(itemsizes)
+    ]
+    letters = "".join({0: "0", 1: "1"}.get(s[3], "s") for s in in_elements)
+    numbers = [lengths[1], lengths[2], *(s for each in in_elements for s in each)]
+    packed = (ctypes.c_int64 * len(numbers))(*numbers)
+    return letters, lengths[3], prod(lengths[:3]), packed
+
+
+def spread(inputs, outputs, shape) -> list:
+    """Views of one shape; inputs that overlap an output otherwise are copied."""
+    near = shared(inputs, outputs)
+    copied = [x.copy() if k in near else x for k, x in enumerate(inputs)]
+    views = [x if x.shape == shape else numpy.broadcast_to(x, shape) for x in copied]
+    return [*views, *outputs]
+
+
+def by_stride(arrays) -> list:
+    """The arrays with their axes in the order in which the last one lies in memory."""
+    last = arrays[-1]
+    if last.flags.c_contiguous:
+        return arrays
+    order = sorted(range(last.ndim), key=lambda axis: -abs(last.strides[axis]))
+    return [array.transpose(order) for array in arrays]
 
 
 def flatten(inputs, outputs, shape, keep) -> tuple[list, list]:

@@ -7,8 +7,10 @@ import numpy
 
 from . import compiler
 from .body import PREAMBLE, Body
+from .compiler import pointer
 from .device import bfloat16
 from .threads import get_num_threads
+from .vector_math import VECTOR_MATH
 
 C_TYPE = {
     numpy.dtype(name): c_type
@@ -28,15 +30,12 @@ if bfloat16 is not None:
     C_TYPE[numpy.dtype(bfloat16)] = "bfloat16"
 
 CHUNK = 1 << 16  # elements; NumPy's passes over one stay in the cache
-_PARALLEL_FROM = 1 << 15  # elements; below, starting threads costs more than it saves
+PARALLEL_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 
 _HEADER = """
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 struct bfloat16 {
     uint16_t bits;
     operator float() const {
@@ -54,7 +53,8 @@ struct bfloat16 {
 };
 """
 _LOOP = """
-static inline void run(int64_t begin, int64_t end{parameters}{numbers}) {{
+static inline void run(int64_t first, int64_t begin, int64_t end{pointers}{numbers}) {{
+    {once}
     _Pragma("omp simd")
     for (int64_t i = begin; i < end; ++i) {{
         {loads}
@@ -62,113 +62,155 @@ static inline void run(int64_t begin, int64_t end{parameters}{numbers}) {{
         {stores}
     }}
 }}
-extern "C" void minidl_kernel(int64_t size, int threads{parameters}{scalars}) {{
+// `rows` rows of `size` elements; geometry: two inner numbers of rows, then for each
+// array its strides over rows and over elements; null for one row of contiguous ones
+extern "C" void minidl_kernel(
+    int64_t size, int64_t rows, int threads, const int64_t* geometry{pointers}{scalars}
+) {{
     {values}
-#ifdef _OPENMP
-    if (threads > 1 && size >= {parallel_from}) {{
-        #pragma omp parallel num_threads(threads)
-        {{
-            int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
-            int64_t step = ((size + parts - 1) / parts + 63) / 64 * 64;
-            int64_t begin = part * step, end = begin + step;
-            run(begin < size ? begin : size, end < size ? end : size{arguments});
+    const int64_t block = 16384, blocks = (size + block - 1) / block;
+    #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t unit = 0; unit < rows * blocks; ++unit) {{
+        const int64_t row = unit / blocks, begin = unit % blocks * block;
+        const int64_t end = begin + block < size ? begin + block : size;
+        int64_t at[{count}] = {{}};
+        if (geometry) {{
+            const int64_t n1 = geometry[0], n2 = geometry[1];
+            for (int k = 0; k < {count}; ++k) {{
+                const int64_t* s = geometry + 2 + 4 * k;
+                at[k] = row / n2 / n1 * s[0] + row / n2 % n1 * s[1] + row % n2 * s[2];
+            }}
         }}
-        return;
+        run(row * size, begin, end{arguments});
     }}
-#endif
-    run(0, size{arguments});
 }}
 """
 
 
-def source(body: Body, T: numpy.dtype, dtypes: dict, scalars: dict) -> str:
-    """The C++ of a loop over contiguous arrays.
+def source(
+    body: Body, T: numpy.dtype, dtypes: dict, scalars: dict, steps: str = ""
+) -> str:
+    """The C++ of a loop over arrays.
 
     `dtypes` gives each array's type by name, inputs first; `scalars` gives None for
-    a number and the type of a one-element array.
+    a number and the type of a one-element array. `steps` has a letter for each
+    array: 1 for neighbouring elements, 0 for the same one throughout a row, s for
+    elements at any stride.
     """
+    steps = dict(zip(dtypes, steps or "1" * len(dtypes), strict=True))
     wide = "double" if T.kind == "f" else C_TYPE[T]
-    loads = [
-        f"T v_{name} = (T)_{name}[i];"
-        for name in dtypes
-        if name not in body.outputs or name in body.reads
-    ]
-    loads += [f"T v_{n} = T(0);" for n in body.outputs if n not in body.reads]
+    item = {name: "[i]" if steps[name] == "1" else f"[i * s_{name}]" for name in dtypes}
+    once, loads = [], []
+    for k, name in enumerate(dtypes):
+        if steps[name] == "s":
+            once.append(f"const int64_t s_{name} = geometry[{2 + 4 * k + 3}];")
+        if name in body.outputs and name not in body.reads:
+            loads.append(f"T v_{name} = T(0);")
+        elif steps[name] == "0":
+            once.append(f"const T o_{name} = (T)*_{name};")
+            loads.append(f"T v_{name} = o_{name};")
+        else:
+            loads.append(f"T v_{name} = (T)_{name}{item[name]};")
     if body.uses_index:
-        loads.append("T v_index = (T)i;")
-    names = [*dtypes, *scalars]
-    return "".join(
-        [
-            _HEADER,
-            PREAMBLE,
-            f"typedef {C_TYPE[T]} T;",
-            _LOOP.format(
-                parameters="".join(
-                    f", {'' if n in body.outputs else 'const '}{C_TYPE[d]}* _{n}"
-                    for n, d in dtypes.items()
-                ),
-                numbers="".join(f", const T v_{n}" for n in scalars),
-                scalars="".join(
-                    f", {wide} _{n}" if d is None else f", const {C_TYPE[d]}* _{n}"
-                    for n, d in scalars.items()
-                ),
-                values="\n    ".join(
-                    f"const T v_{n} = (T){'' if d is None else '*'}_{n};"
-                    for n, d in scalars.items()
-                ),
-                arguments="".join(
-                    f", {'v' if n in scalars else ''}_{n}" for n in names
-                ),
-                loads="\n        ".join(loads),
-                body="\n        ".join(body.cpp),
-                stores="\n        ".join(
-                    f"_{n}[i] = ({C_TYPE[dtypes[n]]})v_{n};" for n in body.outputs
-                ),
-                parallel_from=_PARALLEL_FROM,
-            ),
-        ]
+        loads.append("T v_index = (T)(first + i);")
+    pointers = [
+        f", {'' if name in body.outputs else 'const '}{C_TYPE[dtype]}* _{name}"
+        for name, dtype in dtypes.items()
+    ]
+    arguments = [f", _{name} + at[{k}]" for k, name in enumerate(dtypes)]
+    lines = {
+        "once": once,
+        "loads": loads,
+        "body": body.cpp,
+        "stores": [
+            f"_{name}{item[name]} = ({C_TYPE[dtypes[name]]})v_{name};"
+            for name in body.outputs
+        ],
+        "values": [
+            f"const T v_{name} = (T){'' if dtype is None else '*'}_{name};"
+            for name, dtype in scalars.items()
+        ],
+    }
+    text = _LOOP.format(
+        **{place: "\n        ".join(lines[place]) for place in lines},
+        count=len(dtypes),
+        pointers="".join(pointers),
+        numbers=", const int64_t* geometry" + "".join(f", T v_{x}" for x in scalars),
+        arguments="".join([*arguments, ", geometry", *(f", v_{x}" for x in scalars)]),
+        scalars="".join(
+            f", {wide if dtype is None else f'const {C_TYPE[dtype]}*'} _{name}"
+            for name, dtype in scalars.items()
+        ),
     )
+    return f"{_HEADER}{VECTOR_MATH}{PREAMBLE}typedef {C_TYPE[T]} T;{text}"
+
+
+class CompiledLoop:
+    """loop(size, arrays, values) over contiguous arrays, for one choice of types."""
+
+    def __init__(self, function, body, T, dtypes, scalars):
+        self.types = (body, T, dtypes, scalars)
+        self.by_address = [dtype is not None for dtype in scalars.values()]
+        if not any(self.by_address):
+            self.by_address = None
+        self.function = self._declared(function)
+        self.patterns = {}
+
+    def _declared(self, function):
+        _, T, dtypes, scalars = self.types
+        wide = ctypes.c_double if T.kind == "f" else getattr(ctypes, f"c_{T.name}")
+        kinds = [wide if d is None else ctypes.c_void_p for d in scalars.values()]
+        whole = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p]
+        function.argtypes = [*whole, *[ctypes.c_void_p] * len(dtypes), *kinds]
+        function.restype = None
+        return function
+
+    def _addresses(self, values):
+        return [
+            pointer(value) if address else value
+            for value, address in zip(values, self.by_address, strict=True)
+        ]
+
+    def __call__(self, size, arrays, values):
+        threads = 1 if size < PARALLEL_FROM else get_num_threads()
+        if self.by_address:
+            values = self._addresses(values)
+        self.function(size, 1, threads, None, *map(pointer, arrays), *values)
+
+    def strided(self, geometry, arrays, values) -> bool:
+        """Run over arrays as they lie; False if the compiler fails at it."""
+        steps, size, rows, numbers = geometry
+        function = self.patterns.get(steps)
+        if function is None:
+            library = compiler.load(source(*self.types, steps))
+            if library is None:
+                return False
+            function = self.patterns[steps] = self._declared(library.minidl_kernel)
+        threads = 1 if size * rows < PARALLEL_FROM else get_num_threads()
+        if self.by_address:
+            values = self._addresses(values)
+        function(size, rows, threads, numbers, *map(pointer, arrays), *values)
+        return True
 
 
 def make(body: Body, T: numpy.dtype, dtypes: dict, scalars: dict) -> Callable:
     """loop(size, arrays, values) for these types, compiled or in NumPy."""
     library = compiler.load(source(body, T, dtypes, scalars))
     if library is None:
-        return _numpy_loop(body, T, list(dtypes))
-    function = library.minidl_kernel
-    wide = ctypes.c_double
-    if T.kind != "f":
-        wide = getattr(ctypes, f"c_{T.name}")
-    kinds = [wide if d is None else ctypes.c_void_p for d in scalars.values()]
-    pointers = [ctypes.c_void_p] * len(dtypes)
-    function.argtypes = [ctypes.c_int64, ctypes.c_int, *pointers, *kinds]
-    function.restype = None
-    pointer = compiler.pointer
-    if all(dtype is None for dtype in scalars.values()):
-
-        def loop(size, arrays, values):
-            threads = 1 if size < _PARALLEL_FROM else get_num_threads()
-            function(size, threads, *map(pointer, arrays), *values)
-    else:
-        by_address = [dtype is not None for dtype in scalars.values()]
-
-        def loop(size, arrays, values):
-            threads = 1 if size < _PARALLEL_FROM else get_num_threads()
-            values = [
-                pointer(value) if address else value
-                for value, address in zip(values, by_address, strict=True)
-            ]
-            function(size, threads, *map(pointer, arrays), *values)
-
-    return loop
+        return NumpyLoop(body, T, dtypes)
+    return CompiledLoop(library.minidl_kernel, body, T, dtypes, scalars)
 
 
-def _numpy_loop(body: Body, T: numpy.dtype, names: list[str]) -> Callable:
+class NumpyLoop:
     """The same in NumPy, a chunk at a time: each pass rounds as the C++ does."""
-    function = body.function(T)
-    first = len(names) - len(body.outputs)
 
-    def loop(size, arrays, values):
+    def __init__(self, body: Body, T: numpy.dtype, dtypes: dict):
+        self.function, self.T = body.function(T), T
+        self.uses_index = body.uses_index
+        self.first = len(dtypes) - len(body.outputs)
+
+    def __call__(self, size, arrays, values):
+        T = self.T
         arrays = [array.reshape(-1) for array in arrays]
         values = [T.type(v.item() if hasattr(v, "item") else v) for v in values]
         with numpy.errstate(all="ignore"):
@@ -176,10 +218,12 @@ def _numpy_loop(body: Body, T: numpy.dtype, names: list[str]) -> Callable:
                 part = slice(start, start + CHUNK)
                 chunks = [array[part].astype(T, copy=False) for array in arrays]
                 index = None
-                if body.uses_index:
+                if self.uses_index:
                     index = numpy.arange(start, start + len(chunks[-1])).astype(T)
-                results = function(*chunks, *values, index)
-                for array, result in zip(arrays[first:], results, strict=True):
+                results = self.function(*chunks, *values, index)
+                for array, result in zip(arrays[self.first :], results, strict=True):
                     array[part] = result
 
-    return loop
+    def strided(self, geometry, arrays, values) -> bool:
+        """Cannot: copies are made contiguous for it."""
+        return False
