@@ -58,6 +58,7 @@ def set_num_threads(number: int) -> None:
             _pool.shutdown(wait=False)
             _pool = None
         _threads = number
+        blas_threads(number)
 
 
 def _after_fork() -> None:
@@ -126,3 +127,7 @@ def _blas_setter() -> Callable[[int], None] | None:
                     setter.argtypes, setter.restype = [ctypes.c_int], None
                     return setter
     return None
+
+
+if any(name in os.environ for name in _RANKS_HERE):
+    blas_threads(_threads)  # or each rank's BLAS would take all cores
