@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from minidl.array import window_loops
 from minidl.array.threads import blas_threads, get_num_threads, parallel
 from minidl.array.windows import taps
 
@@ -59,15 +60,11 @@ def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
 
     def work(task):
         for images, rows in lowering.cut(*task):
-            reach = lowering.reach(rows)
             block = _to_rows(gy[images, :, rows], groups, k)
             columns = np.matmul(weights, block)
             high, count = rows.stop - rows.start, images.stop - images.start
             columns = columns.reshape(-1, *kernel, high, count, *out[1:])
-            target = np.moveaxis(gx[images], 0, 2)  # (C, first, N, *rest)
-            for tap, (first, *rest), (at, *places) in reach:
-                part = columns[(slice(None), *tap, first, slice(None), *rest)]
-                target[(slice(None), at, slice(None), *places)] += part
+            lowering.walker("add", gx[images], columns, rows)(gx[images])
 
     lowering.run(work, lowering.tasks(by_rows=False))
     return gx
@@ -174,12 +171,29 @@ class _Lowering:
             for part in _pieces(images.stop - images.start, most):
                 yield slice(images.start + part.start, images.start + part.stop), here
 
-    def reach(self, rows):
-        """Taps of the strip `rows`: it is a convolution with less padding."""
-        out = (rows.stop - rows.start + self.extra, *self.out[1:])
+    def walker(self, name, x, columns, rows):
+        """A function of blocks like x, "pack" or "add": see `window_loops.walker`.
+
+        The strip `rows` is a convolution with less padding, which may be negative.
+        """
         padding = (self.padding[0] - rows.start * self.stride[0], *self.padding[1:])
-        geometry = (self.stride, padding, self.dilation)
-        return taps(self.size, out, self.taps, *geometry)
+        columns = np.moveaxis(columns, 2 + len(self.taps), 0)  # (N, C, *taps, *out)
+        how = (self.stride, padding, self.dilation)
+        compiled = window_loops.walker(name, x, columns, *how)
+        if compiled is not None:
+            return compiled
+        out = columns.shape[2 + len(self.taps) :]
+        reach = taps(self.size, out, self.taps, *how)
+
+        def walk(x):
+            for tap, served, read in reach:
+                part = columns[(slice(None), slice(None), *tap, *served)]
+                if name == "pack":
+                    part[...] = x[(..., *read)]
+                else:
+                    x[(..., *read)] += part
+
+        return walk
 
     def blocks(self, x, images, rows):
         """Yield (images, rows, matrices), a matrix (groups, depth, columns) a shift.
@@ -198,9 +212,9 @@ class _Lowering:
                 for shift in range(0, self.extra + 1, self.dilation[0]):
                     view = flat[:, :, shift : shift + high]
                     matrices.append(view.reshape(self.groups, self.depth, -1))
-                reach, last = self.reach(strip), (strip, count)
-            source = np.moveaxis(x[part], 0, 2)  # (C, first, N, *rest)
-            for tap, (first, *rest), (at, *places) in reach:
-                here = (slice(None), *tap, first, slice(None), *rest)
-                columns[here] = source[(slice(None), at, slice(None), *places)]
+                pack, last = (
+                    self.walker("pack", x[part], columns, strip),
+                    (strip, count),
+                )
+            pack(x[part])
             yield part, strip, matrices
