@@ -19,7 +19,8 @@ from minidl.array.threads import blas_threads, get_num_threads, parallel
 from minidl.array.windows import taps
 
 BLOCK_BYTES = 3 << 19  # of columns and result together, about a core's L2 cache
-SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
+BATCH_BYTES = 1 << 19  # where several small images make a block
+SERIAL_WORK = 1 << 22  # multiplications below which threads cost more than they give
 SHIFT_CHANNELS = 48  # rows a product needs so that adding k of them up is cheap
 
 
@@ -85,7 +86,7 @@ def weight_gradient(gy, x, gw, stride, padding, dilation, groups):
         return total
 
     sums = lowering.run(work, lowering.tasks(by_rows=True))
-    lowering.join(gw, sum(sums[1:], sums[0]) if sums else 0)
+    lowering.join(gw, sums)
 
 
 def _to_rows(y, groups, k):
@@ -134,12 +135,12 @@ class _Lowering:
         return np.ascontiguousarray(w.reshape(shape))
 
     def join(self, w, parts):
-        """Write what `split` would have made into w."""
-        if self.shifts == 1 or np.ndim(parts) == 0:
-            w[...] = np.reshape(parts, w.shape) if np.ndim(parts) else parts
-        else:
-            shape = (self.shifts, *w.shape[:2], *w.shape[3:])
-            w[...] = np.moveaxis(parts.reshape(shape), 0, 2)
+        """Write the sum of the parts, each laid out as by `split`, into w."""
+        if self.shifts > 1:
+            w = np.moveaxis(w, 2, 0)
+        w[...] = 0
+        for part in parts:
+            w += part.reshape(w.shape)
 
     def tasks(self, by_rows):
         """Rectangles (images, output rows), one a thread, the same at every call."""
@@ -154,8 +155,7 @@ class _Lowering:
 
     def run(self, work, tasks):
         """The results of all tasks in their order."""
-        if len(tasks) > 1:
-            blas_threads(1)
+        blas_threads(1)  # more would fight with our own for the cores
         return parallel(work, tasks)
 
     def cut(self, images, rows):
@@ -167,7 +167,7 @@ class _Lowering:
         for strip in _pieces(high, most):
             here = slice(rows.start + strip.start, rows.start + strip.stop)
             high = strip.stop - strip.start
-            most = BLOCK_BYTES // (source * (high + self.extra) + result * high)
+            most = BATCH_BYTES // (source * (high + self.extra) + result * high)
             for part in _pieces(images.stop - images.start, most):
                 yield slice(images.start + part.start, images.start + part.stop), here
 
@@ -212,9 +212,7 @@ class _Lowering:
                 for shift in range(0, self.extra + 1, self.dilation[0]):
                     view = flat[:, :, shift : shift + high]
                     matrices.append(view.reshape(self.groups, self.depth, -1))
-                pack, last = (
-                    self.walker("pack", x[part], columns, strip),
-                    (strip, count),
-                )
+                pack = self.walker("pack", x[part], columns, strip)
+                last = (strip, count)
             pack(x[part])
             yield part, strip, matrices

@@ -7,6 +7,7 @@ Up to three spatial dimensions; fewer are led by dimensions of one element.
 
 import ctypes
 from functools import cache
+from math import prod
 
 import numpy as np
 
@@ -69,14 +70,18 @@ static void walk(T* x, T* columns, const Walk& w) {
 }
 
 // One row of outputs under one tap: NaN counts as larger, the first of equals stays.
-template <class T, I STRIDE>
-static inline void larger(T* y, int32_t* at, const T* x, I m, I stride, int32_t from) {
-    I s = STRIDE ? STRIDE : stride;
-    for (I o = 0; o < m; ++o) {
-        T v = x[o * s];
-        bool better = v > y[o] || v != v;
-        y[o] = better ? v : y[o];
-        at[o] = better ? int32_t(from + o * s) : at[o];
+template <class T, int32_t STRIDE>
+static inline void larger(
+    T* __restrict__ y, int32_t* __restrict__ at, const T* __restrict__ x,
+    int32_t m, I stride, int32_t from
+) {
+    int32_t s = STRIDE ? STRIDE : stride;
+    for (int32_t o = 0; o < m; ++o) {
+        T v = x[o * s], top = y[o];
+        bool better = (v > top) | (v != v);
+        int32_t here = from + o * s, there = at[o];
+        y[o] = better ? v : top;
+        at[o] = better ? here : there;
     }
 }
 
@@ -130,8 +135,10 @@ static void max_pool(const T* x, T* y, int32_t* at, const Walk& w) {
 template <class T>
 static void scatter(T* gx, const T* gy, const int32_t* at, I planes, I size, I out) {
     for (I n = 0; n < planes; ++n)
-        for (I o = out - 1; o >= 0; --o)
-            gx[n * size + at[n * out + o]] += gy[n * out + o];
+        for (I o = out - 1; o >= 0; --o) {
+            I here = at[n * out + o];
+            if (here >= 0 && here < size) gx[n * size + here] += gy[n * out + o];
+        }
 }
 
 #define FOR(T) extern "C" { \
@@ -176,7 +183,8 @@ def _walk(n, c, spatial, outer=(0,) * 4, inner=((0,),) * 3):
 def walker(name, x, columns, stride, padding, dilation):
     """A function of blocks like x: "pack" fills columns, "add" adds them to x.
 
-    x is (N, C, *size), columns a view (N, C, *taps, *out) of a buffer.
+    x is (N, C, *size), columns a view (N, C, *taps, *out) of a buffer. What the
+    taps read from the padding is left as it is. None where it cannot serve.
     """
     dims, function = x.ndim - 2, _function(name, x.dtype)
     if function is None or dims > 3 or not x.dtype.isnative:
@@ -213,9 +221,10 @@ def scatter(gx, gy, indices) -> bool:
     """gx[plane, indices] += gy, last window first; all arrays contiguous."""
     function = _function("scatter", gx.dtype)
     flags = (array.flags.c_contiguous for array in (gx, gy, indices))
-    if function is None or gy.dtype != gx.dtype or not all(flags):
+    dtypes = (gy.dtype, indices.dtype)
+    if function is None or dtypes != (gx.dtype, np.int32) or not all(flags):
         return False
     planes = gx.shape[0] * gx.shape[1]
-    sizes = (planes, gx[0, 0].size, gy[0, 0].size) if planes else (0, 0, 0)
+    sizes = (planes, prod(gx.shape[2:]), prod(gy.shape[2:]))
     function(*map(compiler.pointer, (gx, gy, indices)), *sizes)
     return True
