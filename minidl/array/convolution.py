@@ -118,16 +118,15 @@ def conv_weight_gradient(
     if out is None:
         out = xp.empty(w_shape, x.dtype)
     elif out.shape != tuple(w_shape):
-        raise ValueError(
-            f"out has shape {out.shape}, expected the weight's {tuple(w_shape)}"
-        )
+        raise ValueError(f"out has shape {out.shape}, expected {tuple(w_shape)}")
     if xp is not np:
         out[...] = weight_gradient(gy, x, w_shape, *geometry)
-        return out
-    wide = np.empty(w_shape, np.float32) if _is_half(out) else out
-    cpu.weight_gradient(_wide(gy), _wide(x), wide, *geometry)
-    if wide is not out:
+    elif _is_half(out):
+        wide = np.empty(w_shape, np.float32)
+        cpu.weight_gradient(_wide(gy), _wide(x), wide, *geometry)
         out[...] = wide
+    else:
+        cpu.weight_gradient(gy, x, out, *geometry)
     return out
 
 
@@ -142,10 +141,8 @@ def _wide(array):
 
 def _check_dtypes(first, second):
     if first.dtype != second.dtype:
-        raise TypeError(
-            f"arrays of {first.dtype} and {second.dtype} in one convolution: convert "
-            "one of them"
-        )
+        both = f"{first.dtype} and {second.dtype}"
+        raise TypeError(f"arrays of {both} in one convolution: convert one of them")
 
 
 def _check_gradient(gy, expected):

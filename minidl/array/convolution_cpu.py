@@ -19,7 +19,7 @@ from minidl.array.threads import blas_threads, get_num_threads, parallel
 from minidl.array.windows import taps
 
 BLOCK_BYTES = 3 << 19  # of columns and result together, about a core's L2 cache
-BATCH_BYTES = 1 << 19  # where several small images make a block
+BATCH_BYTES = 1 << 20  # where several small images make a block
 SERIAL_WORK = 1 << 22  # multiplications below which threads cost more than they give
 SHIFT_CHANNELS = 48  # rows a product needs so that adding k of them up is cheap
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from minidl.array import compiler
 
+# Arithmetic and order are those of the NumPy code in `convolution_cpu` and `pooling`.
 _SOURCE = r"""
 #include <stdint.h>
 #include <string.h>
@@ -223,6 +224,8 @@ def scatter(gx, gy, indices) -> bool:
     flags = (array.flags.c_contiguous for array in (gx, gy, indices))
     dtypes = (gy.dtype, indices.dtype)
     if function is None or dtypes != (gx.dtype, np.int32) or not all(flags):
+        return False
+    if not gx.dtype.isnative:
         return False
     planes = gx.shape[0] * gx.shape[1]
     sizes = (planes, prod(gx.shape[2:]), prod(gy.shape[2:]))
