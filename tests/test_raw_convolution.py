@@ -8,7 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl.array import convolution, convolution_cpu, pooling, threads
+from minidl.array import (
+    convolution,
+    convolution_cpu,
+    pooling,
+    threads,
+    window_loops,
+)
 from minidl.array.convolution import (
     conv_forward,
     conv_input_gradient,
@@ -101,12 +107,39 @@ def convolutions(draw):
     return x, w, rng.normal(size=filters), (stride, padding, dilation, groups)
 
 
+@st.composite
+def poolings(draw):
+    """A random x without ties, and kernel, stride, padding, dilation, ceil_mode."""
+    dims = draw(st.integers(1, 3))
+
+    def each(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    kernel, stride, dilation, size = each(1, 3), each(1, 3), each(1, 2), each(5, 8)
+    if draw(st.booleans()):
+        stride = kernel
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    shape = (draw(st.integers(0, 3)), draw(st.integers(1, 3)), *size)
+    x = rng.permutation(np.prod(shape, dtype=int)).reshape(shape).astype(float)
+    return x, (kernel, stride, padding, dilation, draw(st.booleans()))
+
+
 @contextmanager
 def cut(block, work, shift):
     """Make blocks, threads and row shifts appear in small examples."""
+    blocks = {"BLOCK_BYTES": block, "BATCH_BYTES": block}
     with mock.patch.multiple(
-        convolution_cpu, BLOCK_BYTES=block, SERIAL_WORK=work, SHIFT_CHANNELS=shift
+        convolution_cpu, **blocks, SERIAL_WORK=work, SHIFT_CHANNELS=shift
     ):
+        yield
+
+
+@contextmanager
+def compiled(wanted):
+    """With the compiled loops, where there is a compiler, or in NumPy alone."""
+    function = window_loops._function if wanted else lambda name, dtype: None
+    with mock.patch.object(window_loops, "_function", function):
         yield
 
 
@@ -121,15 +154,16 @@ def normal(shape):
     st.sampled_from([0, 1 << 20]),
     st.sampled_from([1, 48]),
     st.sampled_from(["float64", "float32", "float16"]),
+    st.booleans(),
 )
-def test_convolution_is_the_direct_sum(xp, case, block, work, shift, dtype):
+def test_convolution_is_the_direct_sum(xp, case, block, work, shift, dtype, loops):
     x, w, b, geometry = case
     x, w, b = (a.astype(dtype) for a in (x, w, b))
     y, gx, gw, gy = direct(
         x, w, b, lambda shape: normal(shape).astype(dtype), *geometry
     )
     dx, dw, db, dgy = map(xp.asarray, (x, w, b, gy))
-    with cut(block, work, shift):
+    with cut(block, work, shift), compiled(loops):
         assert_near(conv_forward(dx, dw, db, *geometry), y, dtype)
         assert_near(conv_input_gradient(dgy, dw, x.shape, *geometry), gx, dtype)
         out = xp.full(w.shape, xp.nan, dtype)
@@ -152,11 +186,11 @@ def test_textbook_lowering_is_the_direct_sum(xp, case, block):
         assert_near(convolution.weight_gradient(dgy, dx, w.shape, *geometry), gw)
 
 
-@given(convolutions(), st.sampled_from([1, 2000, 1 << 20]))
-def test_blocks_for_numpy_are_the_textbook_lowering(case, block):
+@given(convolutions(), st.sampled_from([1, 2000, 1 << 20]), st.booleans())
+def test_blocks_for_numpy_are_the_textbook_lowering(case, block, loops):
     x, w, _, geometry = case
     gy = normal(output_shape(x.shape, w.shape, *geometry))
-    with cut(block, 0, 1):
+    with cut(block, 0, 1), compiled(loops):
         got = convolution_cpu.input_gradient(gy, w, x.shape, *geometry)
     assert_near(got, convolution.input_gradient(gy, w, x.shape, *geometry))
 
@@ -214,6 +248,25 @@ def test_arrays_in_any_memory_order():
         )
 
 
+@given(convolutions(), poolings(), st.sampled_from(["float32", "float64"]))
+def test_compiled_loops_give_the_bits_of_numpy(conv, pool, dtype):
+    x, w, _, geometry = conv
+    images, window = pool
+    gy = normal(output_shape(x.shape, w.shape, *geometry)).astype(dtype)
+    x, w, images = (a.astype(dtype) for a in (x, w, images % 5))
+    results = []
+    for loops in (True, False):
+        with compiled(loops):
+            y, indices = max_pool_forward(images, *window)
+            back = max_pool_backward(
+                normal(y.shape).astype(dtype), indices, images.shape, *window[:4]
+            )
+            gx = convolution_cpu.input_gradient(gy, w, x.shape, *geometry)
+            results.append([y, indices, back, gx, conv_forward(x, w, None, *geometry)])
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_same_threads_same_bits(count):
     x = normal((7, 16, 9, 9)).astype("float32")
@@ -267,29 +320,15 @@ def test_gradients_and_buffers_that_do_not_fit():
         conv_weight_gradient(np.zeros((2, 1, 3)), x, w.shape, *geometry)
     with pytest.raises(ValueError, match="out has shape"):
         conv_weight_gradient(np.zeros((1, 1, 3)), x, w.shape, *geometry, out=w[0])
+    with pytest.raises(ValueError, match="bias of shape"):
+        conv_forward(x, w, np.zeros(2), *geometry)
+    with pytest.raises(TypeError, match="float64 and float32"):
+        conv_forward(x, w.astype("float32"), None, *geometry)
     with pytest.raises(ValueError, match="columns of shape"):
         col2im(np.zeros((1, 2, 3)), x.shape, (3,), (1,), (0,), (1,))
 
 
 # Pooling.
-
-
-@st.composite
-def poolings(draw):
-    """A random x without ties, and kernel, stride, padding, dilation, ceil_mode."""
-    dims = draw(st.integers(1, 3))
-
-    def each(low, high):
-        return tuple(draw(st.integers(low, high)) for _ in range(dims))
-
-    kernel, stride, dilation, size = each(1, 3), each(1, 3), each(1, 2), each(5, 8)
-    if draw(st.booleans()):
-        stride = kernel
-    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    shape = (draw(st.integers(0, 3)), draw(st.integers(1, 3)), *size)
-    x = rng.permutation(np.prod(shape, dtype=int)).reshape(shape).astype(float)
-    return x, (kernel, stride, padding, dilation, draw(st.booleans()))
 
 
 def direct_windows(x, kernel, stride, padding, dilation, ceil_mode):
@@ -348,15 +387,16 @@ def cut_pooling(block):
     st.sampled_from(["distinct", "ties", "nan", "-inf"]),
     st.sampled_from([1, 2000, 1 << 18]),
     st.sampled_from(["float64", "float32", "float16"]),
+    st.booleans(),
 )
-def test_max_pool_is_the_direct_maximum(xp, case, kind, block, dtype):
+def test_max_pool_is_the_direct_maximum(xp, case, kind, block, dtype, loops):
     x, geometry = case
     if kind != "distinct":
         x = x % 3
     if kind in ("nan", "-inf"):
         x[x == 2] = float(kind)
     y, where = direct_max(x, *geometry)
-    with cut_pooling(block):
+    with cut_pooling(block), compiled(loops):
         got, indices = max_pool_forward(xp.asarray(x.astype(dtype)), *geometry)
         assert got.dtype == dtype
         np.testing.assert_array_equal(host(got), y)

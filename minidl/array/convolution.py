@@ -65,12 +65,14 @@ def conv_forward(
     """y = w * x + b, of shape `output_shape(...)`; ValueError as there."""
     geometry = (stride, padding, dilation, groups)
     shape = output_shape(x.shape, w.shape, *geometry)
+    _check_dtypes(x, w)
+    if b is not None and b.shape != (shape[1],):
+        raise ValueError(f"bias of shape {b.shape}, expected ({shape[1]},)")
     if array_module(x) is not np:
         return forward(x, w, b, *geometry)
-    if x.dtype.itemsize > 2:
-        return cpu.forward(x, w, b, shape, *geometry)
-    wide = [None if a is None else a.astype(np.float32) for a in (x, w, b)]
-    return cpu.forward(*wide, shape, *geometry).astype(x.dtype)
+    bias = None if b is None else _wide(b)
+    y = cpu.forward(_wide(x), _wide(w), bias, shape, *geometry)
+    return y.astype(x.dtype, copy=False)
 
 
 def conv_input_gradient(
@@ -85,6 +87,7 @@ def conv_input_gradient(
     """gx, the transpose of x -> w * x applied to gy: a transposed convolution."""
     geometry = (stride, padding, dilation, groups)
     _check_gradient(gy, output_shape(x_shape, w.shape, *geometry))
+    _check_dtypes(gy, w)
     if _is_forward(gy.shape, w.shape, *geometry):
         reach = zip(w.shape[2:], padding, dilation, strict=True)
         padding = tuple(d * (k - 1) - p for k, p, d in reach)
@@ -93,10 +96,8 @@ def conv_input_gradient(
         )
     if array_module(gy) is not np:
         return input_gradient(gy, w, x_shape, *geometry)
-    if gy.dtype.itemsize > 2:
-        return cpu.input_gradient(gy, w, x_shape, *geometry)
-    wide = gy.astype(np.float32), w.astype(np.float32)
-    return cpu.input_gradient(*wide, x_shape, *geometry).astype(gy.dtype)
+    gx = cpu.input_gradient(_wide(gy), _wide(w), x_shape, *geometry)
+    return gx.astype(gy.dtype, copy=False)
 
 
 def conv_weight_gradient(
@@ -112,23 +113,36 @@ def conv_weight_gradient(
     """gw, the transpose of w -> w * x applied to gy; written into `out` if given."""
     geometry = (stride, padding, dilation, groups)
     _check_gradient(gy, output_shape(x.shape, w_shape, *geometry))
+    _check_dtypes(x, gy)
     xp = array_module(x)
     if out is None:
         out = xp.empty(w_shape, x.dtype)
     elif out.shape != tuple(w_shape):
-        raise ValueError(
-            f"out has shape {out.shape}, expected the weight's {tuple(w_shape)}"
-        )
+        raise ValueError(f"out has shape {out.shape}, expected {tuple(w_shape)}")
     if xp is not np:
         out[...] = weight_gradient(gy, x, w_shape, *geometry)
-    elif x.dtype.itemsize > 2:
-        cpu.weight_gradient(gy, x, out, *geometry)
-    else:
+    elif _is_half(out):
         wide = np.empty(w_shape, np.float32)
-        narrow = gy.astype(np.float32), x.astype(np.float32)
-        cpu.weight_gradient(*narrow, wide, *geometry)
+        cpu.weight_gradient(_wide(gy), _wide(x), wide, *geometry)
         out[...] = wide
+    else:
+        cpu.weight_gradient(gy, x, out, *geometry)
     return out
+
+
+def _is_half(array) -> bool:
+    return array.dtype.itemsize == 2
+
+
+def _wide(array):
+    """Half precision as float32, since a CPU's BLAS has no product of halves."""
+    return array.astype(np.float32) if _is_half(array) else array
+
+
+def _check_dtypes(first, second):
+    if first.dtype != second.dtype:
+        both = f"{first.dtype} and {second.dtype}"
+        raise TypeError(f"arrays of {both} in one convolution: convert one of them")
 
 
 def _check_gradient(gy, expected):
@@ -198,7 +212,7 @@ def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
 def weight_gradient(gy, x, w_shape, stride, padding, dilation, groups):
     """gW = gY @ columns(x).T, summed over the chunks in their order."""
     xp = array_module(x)
-    gw = xp.zeros(w_shape, x.dtype)
+    gw = xp.zeros(w_shape, np.float32 if _is_half(x) else x.dtype)
     for part in _chunks(x, w_shape, gy.shape[2:]):
         for xs, gws, gys in _groups(groups, x[part], gw, gy[part]):
             columns = _columns(xs, w_shape[2:], stride, padding, dilation)

@@ -14,11 +14,13 @@ from math import prod
 
 import numpy as np
 
+from minidl.array import window_loops
 from minidl.array.threads import blas_threads, get_num_threads, parallel
 from minidl.array.windows import taps
 
 BLOCK_BYTES = 3 << 19  # of columns and result together, about a core's L2 cache
-SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
+BATCH_BYTES = 1 << 20  # where several small images make a block
+SERIAL_WORK = 1 << 22  # multiplications below which threads cost more than they give
 SHIFT_CHANNELS = 48  # rows a product needs so that adding k of them up is cheap
 
 
@@ -59,15 +61,11 @@ def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
 
     def work(task):
         for images, rows in lowering.cut(*task):
-            reach = lowering.reach(rows)
             block = _to_rows(gy[images, :, rows], groups, k)
             columns = np.matmul(weights, block)
             high, count = rows.stop - rows.start, images.stop - images.start
             columns = columns.reshape(-1, *kernel, high, count, *out[1:])
-            target = np.moveaxis(gx[images], 0, 2)  # (C, first, N, *rest)
-            for tap, (first, *rest), (at, *places) in reach:
-                part = columns[(slice(None), *tap, first, slice(None), *rest)]
-                target[(slice(None), at, slice(None), *places)] += part
+            lowering.walker("add", gx[images], columns, rows)(gx[images])
 
     lowering.run(work, lowering.tasks(by_rows=False))
     return gx
@@ -88,7 +86,7 @@ def weight_gradient(gy, x, gw, stride, padding, dilation, groups):
         return total
 
     sums = lowering.run(work, lowering.tasks(by_rows=True))
-    lowering.join(gw, sum(sums[1:], sums[0]) if sums else 0)
+    lowering.join(gw, sums)
 
 
 def _to_rows(y, groups, k):
@@ -137,12 +135,12 @@ class _Lowering:
         return np.ascontiguousarray(w.reshape(shape))
 
     def join(self, w, parts):
-        """Write what `split` would have made into w."""
-        if self.shifts == 1 or np.ndim(parts) == 0:
-            w[...] = np.reshape(parts, w.shape) if np.ndim(parts) else parts
-        else:
-            shape = (self.shifts, *w.shape[:2], *w.shape[3:])
-            w[...] = np.moveaxis(parts.reshape(shape), 0, 2)
+        """Write the sum of the parts, each laid out as by `split`, into w."""
+        if self.shifts > 1:
+            w = np.moveaxis(w, 2, 0)
+        w[...] = 0
+        for part in parts:
+            w += part.reshape(w.shape)
 
     def tasks(self, by_rows):
         """Rectangles (images, output rows), one a thread, the same at every call."""
@@ -157,8 +155,7 @@ class _Lowering:
 
     def run(self, work, tasks):
         """The results of all tasks in their order."""
-        if len(tasks) > 1:
-            blas_threads(1)
+        blas_threads(1)  # more would fight with our own for the cores
         return parallel(work, tasks)
 
     def cut(self, images, rows):
@@ -170,16 +167,33 @@ class _Lowering:
         for strip in _pieces(high, most):
             here = slice(rows.start + strip.start, rows.start + strip.stop)
             high = strip.stop - strip.start
-            most = BLOCK_BYTES // (source * (high + self.extra) + result * high)
+            most = BATCH_BYTES // (source * (high + self.extra) + result * high)
             for part in _pieces(images.stop - images.start, most):
                 yield slice(images.start + part.start, images.start + part.stop), here
 
-    def reach(self, rows):
-        """Taps of the strip `rows`: it is a convolution with less padding."""
-        out = (rows.stop - rows.start + self.extra, *self.out[1:])
+    def walker(self, name, x, columns, rows):
+        """A function of blocks like x, "pack" or "add": see `window_loops.walker`.
+
+        The strip `rows` is a convolution with less padding, which may be negative.
+        """
         padding = (self.padding[0] - rows.start * self.stride[0], *self.padding[1:])
-        geometry = (self.stride, padding, self.dilation)
-        return taps(self.size, out, self.taps, *geometry)
+        columns = np.moveaxis(columns, 2 + len(self.taps), 0)  # (N, C, *taps, *out)
+        how = (self.stride, padding, self.dilation)
+        compiled = window_loops.walker(name, x, columns, *how)
+        if compiled is not None:
+            return compiled
+        out = columns.shape[2 + len(self.taps) :]
+        reach = taps(self.size, out, self.taps, *how)
+
+        def walk(x):
+            for tap, served, read in reach:
+                part = columns[(slice(None), slice(None), *tap, *served)]
+                if name == "pack":
+                    part[...] = x[(..., *read)]
+                else:
+                    x[(..., *read)] += part
+
+        return walk
 
     def blocks(self, x, images, rows):
         """Yield (images, rows, matrices), a matrix (groups, depth, columns) a shift.
@@ -198,9 +212,7 @@ class _Lowering:
                 for shift in range(0, self.extra + 1, self.dilation[0]):
                     view = flat[:, :, shift : shift + high]
                     matrices.append(view.reshape(self.groups, self.depth, -1))
-                reach, last = self.reach(strip), (strip, count)
-            source = np.moveaxis(x[part], 0, 2)  # (C, first, N, *rest)
-            for tap, (first, *rest), (at, *places) in reach:
-                here = (slice(None), *tap, first, slice(None), *rest)
-                columns[here] = source[(slice(None), at, slice(None), *places)]
+                pack = self.walker("pack", x[part], columns, strip)
+                last = (strip, count)
+            pack(x[part])
             yield part, strip, matrices

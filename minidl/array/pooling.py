@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from minidl.array import window_loops
 from minidl.array.device import array_module
 from minidl.array.threads import parallel
 from minidl.array.windows import Array, Sizes, output_size, taps
@@ -60,7 +61,9 @@ def max_pool_forward(
     y, indices = xp.empty(shape, x.dtype), xp.empty(shape, np.int32)
 
     def work(part):
-        source, best = x[part], y[part]
+        source, best, where = x[part], y[part], indices[part]
+        if xp is np and window_loops.max_pool(source, best, where, *geometry[2:]):
+            return
         winner = xp.empty(best.shape, first.dtype)
         best[...], winner[...] = lowest, first
         for tap, served, read in reach:
@@ -71,7 +74,7 @@ def max_pool_forward(
             # tap numbers grow, so that the largest which was better is the last
             here = number.dtype.type(_number(tap, kernel))
             xp.maximum(number, better * here, out=number)
-        xp.add(xp.take(offsets, winner), corners, out=indices[part])
+        xp.add(xp.take(offsets, winner), corners, out=where)
 
     parallel(work, _parts(x))
     return y, indices
@@ -105,6 +108,8 @@ def max_pool_backward(
 
     def work(part):
         target, source = gx[part], gy[part]
+        if xp is np and window_loops.scatter(target, source, indices[part]):
+            return
         relative = indices[part] - corners
         for tap, served, read in reach:
             hit = relative[(..., *served)] == offsets[_number(tap, kernel)]
