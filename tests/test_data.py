@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from minidl import data
 from minidl.array.device import device_of, gpu_available, to_numpy
-from minidl.array.errors import CheckpointError, DataError
+from minidl.array.errors import CheckpointError, DataError, UsageError
 from minidl.array.sampling import share
 from minidl.data import DataLoader, Dataset, DistributedSampler, Standardize, load
 from minidl.data import download as downloads
@@ -198,7 +198,7 @@ def test_real_mnist():
 def test_bad_datasets_get_one_sentence(tmp_path):
     with pytest.raises(DataError, match="'cifar'.* digits, mnist, fashion_mnist"):
         load("cifar")
-    with pytest.raises(DataError, match="inside the package"):
+    with pytest.raises(UsageError, match="inside the package"):
         load("digits", tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
         load("mnist", tmp_path / "nowhere")
@@ -549,16 +549,16 @@ def test_the_order_is_the_same_without_a_compiler():
 
 
 def test_sampler_refuses():
-    with pytest.raises(DataError, match="4 ranks cannot share 3 samples"):
+    with pytest.raises(UsageError, match="4 ranks cannot share 3 samples"):
         DistributedSampler(range(3), 4, 0)
     for rank in (-1, 2):
         with pytest.raises(ValueError, match="rank should be"):
             DistributedSampler(range(3), 2, rank)
     sampler = DistributedSampler(range(9), 3, 0)
     for batch_size in (0, -1, 2.5, "8"):
-        with pytest.raises(DataError, match="positive integer"):
+        with pytest.raises(UsageError, match="positive integer"):
             sampler.num_batches(batch_size)
-    with pytest.raises(DataError, match="3 ranks without samples"):
+    with pytest.raises(UsageError, match="3 ranks without samples"):
         next(sampler.batches(2))
     for epoch, position in ((-1, 0), (0, -1), (0, 10)):
         with pytest.raises(ValueError, match="epoch should be"):
@@ -621,7 +621,7 @@ def test_each_pass_is_shuffled_anew_and_can_be_resumed():
 
 def test_loader_refuses():
     dataset = Dataset(np.zeros((4, 1, 1, 1)), np.arange(4))
-    with pytest.raises(DataError, match="positive integer, got 0"):
+    with pytest.raises(UsageError, match="positive integer, got 0"):
         DataLoader(dataset, 0)
     with pytest.raises(ValueError, match="the sampler's"):
         DataLoader(dataset, 2, shuffle=True, sampler=DistributedSampler(dataset))

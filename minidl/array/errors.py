@@ -21,6 +21,8 @@ class UsageError(MinidlError, ValueError):
 class DeviceError(MinidlError, RuntimeError):
     """A device that was asked for and cannot be used."""
 
+    status = 2
+
 
 class DataError(MinidlError, ValueError):
     """A data file, or a batch, that is not what it should be."""

@@ -5,7 +5,7 @@ from numbers import Integral
 
 import numpy as np
 
-from minidl.array.errors import DataError
+from minidl.array.errors import UsageError
 from minidl.array.random import Generator, key, permutation
 
 
@@ -24,7 +24,7 @@ class DistributedSampler:
     is padded, `drop_last` leaves out an incomplete last global batch, and since
     a share depends on the global batch size, one iterates `batches(batch_size)`.
 
-    Raises DataError for more ranks than samples and ValueError for a rank that is
+    Raises UsageError for more ranks than samples and ValueError for a rank that is
     not one of `num_replicas`.
     """
 
@@ -42,7 +42,7 @@ class DistributedSampler:
                 f"rank should be 0 to num_replicas - 1 = {num_replicas - 1}, got {rank}"
             )
         if num_replicas > len(dataset):
-            raise DataError(
+            raise UsageError(
                 f"{num_replicas} ranks cannot share {len(dataset)} samples: "
                 "start at most as many ranks as there are samples"
             )
@@ -80,7 +80,7 @@ class DistributedSampler:
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """This rank's indices of each global batch; the last may have none.
 
-        Raises DataError for a `batch_size` that is smaller than the number of ranks.
+        Raises UsageError for a `batch_size` that is smaller than the number of ranks.
         """
         count = self.num_batches(batch_size)
         order = self.order()[self.position :]
@@ -90,11 +90,11 @@ class DistributedSampler:
 
     def _check(self, batch_size: int) -> None:
         if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise DataError(
+            raise UsageError(
                 f"the batch size should be a positive integer, got {batch_size!r}"
             )
         if batch_size < self.num_replicas:
-            raise DataError(
+            raise UsageError(
                 f"a global batch of {batch_size} leaves some of {self.num_replicas} "
                 "ranks without samples: use a larger batch or fewer ranks"
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl.array.errors import DataError
+from minidl.array.errors import DataError, UsageError
 from minidl.data.download import download
 from minidl.data.idx import read_images, read_labels
 
@@ -88,7 +88,7 @@ def load(name: str, directory: str | Path | None = None) -> tuple[Dataset, Datas
         raise DataError(f"unknown dataset {name!r}: known are {', '.join(CLASSES)}")
     if name == "digits":
         if directory is not None:
-            raise DataError(
+            raise UsageError(
                 f"digits is inside the package and is not read from {directory}; "
                 "mnist and fashion_mnist are"
             )

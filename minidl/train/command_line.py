@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minidl import __version__
 from minidl.array.errors import MinidlError, UsageError
-from minidl.distributed import init, launched
+from minidl.distributed import init, is_initialized, launched
 from minidl.train.recipe import Settings, evaluate_checkpoint, train
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
@@ -17,11 +17,15 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that says one sentence, on rank 0 only."""
 
     def error(self, message: str):
-        place = launched()
-        if place is None or place.rank == 0:
-            message = f"{self.prog}: {message} (see {self.prog} --help)\n"
-            sys.stderr.write(message)
+        say(f"{self.prog}: {message} (see {self.prog} --help)")
         raise SystemExit(2)
+
+
+def say(sentence: str) -> None:
+    """Print on standard error, of several ranks on the first."""
+    place = launched()
+    if place is None or place.rank == 0:
+        sys.stderr.write(f"{sentence}\n")
 
 
 def number(kind, least, above: bool = False):
@@ -163,9 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except MinidlError as error:
-        place = launched()
-        if place is not None:
-            raise  # every rank is told, and one of them speaks
-        sys.stderr.write(f"minidl {arguments.command}: {error}\n")
+        if launched() and is_initialized():
+            raise  # all ranks end, and one of them speaks
+        say(f"minidl {arguments.command}: {error}")
         return error.status
     return 0

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from minidl.array.errors import MinidlError
+from minidl.array.errors import MinidlError, UsageError
 
 
 class OutputError(MinidlError, OSError):
@@ -53,12 +53,12 @@ def umask() -> int:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and see that one can write there; raises OutputError."""
+    """Make a directory, and see that one can write there; raises UsageError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise OutputError(
+        raise UsageError(
             f"cannot write into {path}: {error.strerror or error}; choose another --out"
         ) from error

@@ -1,4 +1,4 @@
-"""The classic recipe, from a few settings: data, scaling, model, optimizer, training."""
+"""The classic recipe, from a few settings: data, scaling, model, rule, training."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def build_optimizer(settings: Settings, model: Module) -> Optimizer:
 
 def place(device: str, communicator: Communicator) -> str:
     """The device of this rank: of several GPUs on a host, the one of its local rank."""
-    chosen = canonical_device("cuda" if device == "gpu" else device)
+    chosen = canonical_device(device)
     if chosen == "cpu" or communicator.local_size == 1:
         return chosen
     return canonical_device(f"cuda:{communicator.local_rank}")

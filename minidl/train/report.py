@@ -20,6 +20,9 @@ class Reporter:
     def epoch(self, metrics) -> None:
         """An epoch is done."""
 
+    def end(self) -> None:
+        """The training is over, be it by an exception."""
+
 
 class Console(Reporter):
     """A progress bar on standard error, a line an epoch on standard output."""
@@ -31,7 +34,7 @@ class Console(Reporter):
             raise DependencyError(
                 "the progress bar needs tqdm: pip install tqdm"
             ) from error
-        self.tqdm, self.epochs = tqdm, epochs
+        self.tqdm, self.epochs, self.bar = tqdm, epochs, None
 
     def begin(self, epoch: int, steps: int) -> None:
         self.bar = self.tqdm(
@@ -47,9 +50,13 @@ class Console(Reporter):
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self.bar.update()
 
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            sys.stderr.flush()
+
     def epoch(self, metrics) -> None:
-        self.bar.close()
-        sys.stderr.flush()
+        self.end()
         print(
             f"epoch {metrics.epoch:3d}  train loss {metrics.train_loss:.4f}  "
             f"test loss {metrics.test_loss:.4f}  "

@@ -59,26 +59,32 @@ class Trainer:
     def fit(self, train: DataLoader, test: DataLoader, epochs: int) -> list[Metrics]:
         """Train for some epochs, with an evaluation after each."""
         history = []
-        for epoch in range(1, epochs + 1):
-            lr = self.optimizer.param_groups[0]["lr"]
-            start = perf_counter()
-            loss, samples = self.train_epoch(train, epoch)
-            seconds = perf_counter() - start
-            test_loss, accuracy = evaluate(self.model, test, self.loss_fn)
-            history.append(
-                Metrics(
-                    epoch=epoch,
-                    train_loss=loss,
-                    test_loss=test_loss,
-                    test_accuracy=accuracy,
-                    samples=samples,
-                    seconds=seconds,
-                    samples_per_second=samples / seconds,
-                    lr=lr,
-                )
-            )
-            self.tell("epoch", history[-1])
+        try:
+            with np.errstate(all="ignore"):  # a loss that is no number is told below
+                for epoch in range(1, epochs + 1):
+                    history.append(self.one_epoch(epoch, train, test))
+                    self.tell("epoch", history[-1])
+        finally:
+            self.tell("end")
         return history
+
+    def one_epoch(self, epoch: int, train: DataLoader, test: DataLoader) -> Metrics:
+        """Train and evaluate once."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        start = perf_counter()
+        loss, samples = self.train_epoch(train, epoch)
+        seconds = perf_counter() - start
+        test_loss, accuracy = evaluate(self.model, test, self.loss_fn)
+        return Metrics(
+            epoch=epoch,
+            train_loss=loss,
+            test_loss=test_loss,
+            test_accuracy=accuracy,
+            samples=samples,
+            seconds=seconds,
+            samples_per_second=samples / seconds,
+            lr=lr,
+        )
 
     def train_epoch(self, loader: DataLoader, epoch: int) -> tuple[float, int]:
         """One pass: the mean loss over all samples of all ranks, and their number."""

@@ -1,0 +1,253 @@
+"""The command `minidl`, as a user meets it: what it writes, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ranks import ROOT, environment, find_mpiexec, run_job, why_no_ranks
+
+import minidl as md
+from minidl import nn
+from minidl.data import Standardize, load
+from minidl.train.checkpoint import load_model
+from minidl.train.command_line import main
+
+QUICK = ["train", "--epochs", "2", "--batch-size", "64"]
+RESULTS = ["config.json", "curves.png", "metrics.jsonl", "model.safetensors"]
+METRICS = (
+    "epoch train_loss test_loss test_accuracy samples seconds samples_per_second lr"
+).split()
+
+
+def run(*arguments, ranks=1, timeout=60, **env):
+    """Run `minidl` with these arguments; a finished process, or the Run of a job."""
+    command = [sys.executable, "-m", "minidl", *map(str, arguments)]
+    if ranks > 1:
+        if reason := why_no_ranks():
+            pytest.skip(reason)
+        return run_job([find_mpiexec(), "-n", str(ranks), *command], timeout, **env)
+    return subprocess.run(
+        command,
+        env=environment(**env),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The directory of a short training, and what the command printed."""
+    out = tmp_path_factory.mktemp("run") / "deep" / "down"
+    result = run(*QUICK, "--seed", 3, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def test_train_writes_its_results_and_says_where(trained):
+    out, result = trained
+    assert sorted(p.name for p in out.iterdir()) == RESULTS
+    assert str(out / "model.safetensors") in result.stdout
+    assert str(out / "curves.png") in result.stdout
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    assert [list(line) for line in lines] == [METRICS, METRICS]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[0]["samples"] == 1437 and lines[1]["lr"] < lines[0]["lr"]
+    assert f"{100 * lines[1]['test_accuracy']:.2f} %" in result.stdout
+    assert lines[1]["test_loss"] < lines[0]["test_loss"] < 2.3
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["batch_size"], config["ranks"]) == (3, 64, 1)
+    assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "epoch 2/2" in result.stderr  # the progress bar
+
+
+def test_the_checkpoint_has_pytorchs_names_and_the_scaling(trained):
+    state, config, scaling = load_model(trained[0] / "model.safetensors")
+    model = nn.SmallCNN(1, 8, 10, (16, 32), 0)
+    assert {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+    assert "0.weight" in state and "6.bias" in state
+    assert config["model"] == "cnn" and config["dataset"] == "digits"
+    train, _ = load("digits")
+    fitted = Standardize().fit(train.images)
+    assert np.array_equal(scaling.mean, fitted.mean)
+    assert np.array_equal(scaling.std, fitted.std)
+
+
+@pytest.mark.parametrize(
+    "ranks", [1, pytest.param(3, marks=[pytest.mark.mpi, pytest.mark.slow])]
+)
+def test_evaluate_is_exact_on_any_number_of_ranks(trained, ranks):
+    out, _ = trained
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    result = run("evaluate", "--checkpoint", out / "model.safetensors", ranks=ranks)
+    assert result.returncode == 0, result.stderr
+    right = round(last["test_accuracy"] * 360)
+    assert f"({right} of 360)" in result.stdout
+    assert f"test loss {last['test_loss']:.6f}" in result.stdout
+
+    state, _, scaling = load_model(out / "model.safetensors")
+    model = nn.SmallCNN(1, 8, 10, (16, 32), 0)
+    model.load_state_dict(state)
+    _, test = load("digits")
+    with md.no_grad():
+        scores = model(md.tensor(scaling(test.images))).numpy()
+    assert (scores.argmax(1) == test.labels).sum() == right
+
+
+def weights(directory):
+    return load_model(directory / "model.safetensors")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+def test_the_same_seed_ends_in_the_same_bits(tmp_path, ranks):
+    for name in ("a", "b"):
+        result = run(*QUICK, "--out", tmp_path / name, ranks=ranks)
+        assert result.returncode == 0, result.stderr
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_ranks_do_not_change_what_is_learnt(tmp_path, trained):
+    result = run(*QUICK, "--seed", 3, "--out", tmp_path, ranks=2)
+    assert result.returncode == 0, result.stderr
+    alone, together = weights(trained[0]), weights(tmp_path)
+    for name in alone:
+        np.testing.assert_allclose(together[name], alone[name], atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model", "mlp", "--optimizer", "adamw", "--weight-decay", "0.01"),
+        ("--optimizer", "sgd", "--lr", "0.03", "--device", "cpu"),
+    ],
+    ids=["mlp-adamw", "cnn-sgd"],
+)
+def test_other_models_and_rules_learn(tmp_path, flags):
+    result = run(*QUICK[:1], "--epochs", 4, *flags, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test_accuracy"] > 0.9
+
+
+# --- refusals: (arguments, exit status, what the one sentence says) --------------
+
+REFUSALS = {
+    "no command": ([], 2, "command"),
+    "no batch": (["train", "--batch-size", "0"], 2, "above 0, got '0'"),
+    "half an epoch": (["train", "--epochs", "1.5"], 2, "whole number"),
+    "lr": (["train", "--lr", "nan"], 2, "--lr: expected a number above 0"),
+    "negative decay": (["train", "--weight-decay", "-1"], 2, "at least 0"),
+    "seed": (["train", "--seed", "-1"], 2, "--seed"),
+    "data set": (["train", "--dataset", "cifar"], 2, "'digits', 'mnist'"),
+    "model": (["train", "--model", "vgg"], 2, "'cnn', 'mlp'"),
+    "optimizer": (["train", "--optimizer", "lion"], 2, "'adam', 'adamw', 'sgd'"),
+    "device": (["train", "--device", "tpu"], 2, "'cpu', 'gpu', 'auto'"),
+    "unknown flag": (["train", "--fast"], 2, "--fast"),
+    "directory": (["train", "--dataset", "mnist", "--data", "/nowhere"], 2, "/nowhere"),
+    "digits from a directory": (["train", "--data", "."], 2, "inside the package"),
+    "no checkpoint named": (["evaluate"], 2, "--checkpoint"),
+    "no checkpoint there": (["evaluate", "--checkpoint", "x"], 1, "no checkpoint x"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(name, capsys, tmp_path, monkeypatch):
+    arguments, status, words = REFUSALS[name]
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(arguments) == status
+    except SystemExit as exit:
+        assert exit.code == status
+    stdout, stderr = capsys.readouterr()
+    assert words in stderr and stderr.count("\n") == 1 and not stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr("minidl.array.device.gpu_available", lambda: False)
+    assert main(["train", "--device", "gpu"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_directory_one_may_not_write_into(capsys):
+    assert main(["train", "--out", "/proc/run"]) == 2  # not even root may
+    assert "cannot write into /proc/run" in capsys.readouterr().err
+
+
+def test_a_file_where_the_directory_should_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert main(["train", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot write into" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+    result = run("train", "--optimizer", "sgd", "--lr", 1e7, "--out", tmp_path)
+    assert result.returncode == 1
+    assert "training has diverged; try a smaller learning rate" in result.stderr
+    assert "Traceback" not in result.stderr and "Warning" not in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda b: b[: len(b) // 2], "no whole .safetensors file"),
+        (lambda b: b[:4], "no whole .safetensors file"),
+        (lambda b: b"", "no whole .safetensors file"),
+        (
+            lambda b: b.replace(b'"format":"minidl"', b'"format":"others"'),
+            "not written by",
+        ),
+    ],
+    ids=["half", "four bytes", "empty", "another program's"],
+)
+def test_damaged_checkpoints(tmp_path, trained, damage, words, capsys):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(damage((trained[0] / "model.safetensors").read_bytes()))
+    assert main(["evaluate", "--checkpoint", str(path)]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_checkpoint_for_other_images(tmp_path, trained, capsys, monkeypatch):
+    _, test = load("digits")
+    wide = type(test)(np.zeros((3, 1, 9, 9), np.uint8), np.arange(3))
+    monkeypatch.setattr("minidl.train.recipe.load", lambda *_: (wide, wide))
+    path = str(trained[0] / "model.safetensors")
+    assert main(["evaluate", "--checkpoint", path]) == 2
+    assert "trained on images of shape (1, 8, 8)" in capsys.readouterr().err
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_refusals_on_several_ranks_are_said_once():
+    for arguments, status, words in (
+        (["train", "--batch-size", "0"], 2, "above 0, got '0'"),
+        (["train", "--batch-size", "2"], 2, "leaves some of 3 ranks"),
+        (["evaluate", "--checkpoint", "x"], 1, "there is no checkpoint x"),
+    ):
+        result = run(*arguments, ranks=3)
+        assert result.returncode == status
+        assert result.stderr.count(words) == 1
+        assert "Traceback" not in result.stderr and result.seconds < 10
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_ranks_without_mpi4py(tmp_path):
+    (tmp_path / "mpi4py.py").write_text("raise ImportError('not here')")
+    result = run(*QUICK, ranks=2, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert result.returncode == 1
+    assert result.stderr.count('pip install "minidl[mpi]"') == 1
+    assert "Traceback" not in result.stderr
