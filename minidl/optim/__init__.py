@@ -1,7 +1,27 @@
-"""Optimizers: one class a rule, on flat buffers."""
+"""Optimizers: one class a rule, on flat buffers; schedules, clipping, loss scaling."""
 
+from minidl.optim import lr_scheduler
 from minidl.optim.adam import Adam, AdamW
+from minidl.optim.adam_variants import Adamax, NAdam, RAdam
+from minidl.optim.adaptive import Adadelta, Adagrad, RMSprop
+from minidl.optim.clip import clip_grad_norm_, clip_grad_value_
 from minidl.optim.optimizer import Optimizer
+from minidl.optim.scaler import GradScaler
 from minidl.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "GradScaler",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "lr_scheduler",
+]

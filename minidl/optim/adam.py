@@ -2,46 +2,67 @@
 
 from math import sqrt
 
-from minidl.array.kernel import Kernel
-from minidl.optim.optimizer import Optimizer
+from minidl.optim.optimizer import Optimizer, rule
 
-SCALARS = "step_size rate1 rate2 correction eps decay shrink sign"
 # rate = 1 - beta, computed in float64: 1 - 0.999 in float32 is wrong in its fifth digit
-MOMENTS = """
-    auto d = sign * g + decay * p;
-    m += (d - m) * rate1;
-    v += (d * d - v) * rate2;
-"""
-adam = Kernel(
+FIRST = "exp_avg += (d - exp_avg) * rate1;"
+MOMENTS = FIRST + "exp_avg_sq += (d * d - exp_avg_sq) * rate2;"
+SECOND = "exp_avg exp_avg_sq"
+
+adam = rule(
     "adam",
-    inputs="g",
-    outputs="p m v",
-    scalars=SCALARS,
-    body=MOMENTS + "p = p * shrink - step_size * m / (sqrt(v) * correction + eps);",
+    SECOND,
+    "rate1 rate2 step_size correction eps",
+    MOMENTS + "p -= step_size * exp_avg / (sqrt(exp_avg_sq) * correction + eps);",
 )
-amsgrad = Kernel(
+amsgrad = rule(
     "amsgrad",
-    inputs="g",
-    outputs="p m v largest",
-    scalars=SCALARS,
-    body=MOMENTS
+    SECOND + " max_exp_avg_sq",
+    "rate1 rate2 step_size correction eps",
+    MOMENTS
     + """
-    largest = max(largest, v);
-    p = p * shrink - step_size * m / (sqrt(largest) * correction + eps);
+    max_exp_avg_sq = max(max_exp_avg_sq, exp_avg_sq);
+    p -= step_size * exp_avg / (sqrt(max_exp_avg_sq) * correction + eps);
     """,
 )
 
 
-class Adam(Optimizer):
+class Moments(Optimizer):
+    """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, corrected by 1 - b^t."""
+
+    def scalars(self, group, state):
+        beta1, beta2 = group["betas"]
+        return {
+            "rate1": 1 - beta1,
+            "rate2": 1 - beta2,
+            "step_size": float(group["lr"]) / (1 - beta1 ** state["step"]),
+            "correction": 1 / sqrt(1 - beta2 ** state["step"]),
+            "eps": group["eps"],
+        }
+
+    def explain(self, group, state, values):
+        (beta1, beta2), step = group["betas"], state["step"]
+        m, v, *largest = values.values()
+        v_hat = max([v, *largest]) / (1 - beta2**step)
+        return {
+            "m": m,
+            "v": v,
+            **({"largest_v": largest[0]} if largest else {}),
+            "m_hat": m / (1 - beta1**step),
+            "v_hat": v_hat,
+            "denominator": sqrt(v_hat) + group["eps"],
+        }
+
+
+class Adam(Moments):
     """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2,
     p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
 
-    `weight_decay` adds weight_decay p to g; `amsgrad` divides by the largest v so far.
+    `weight_decay` adds weight_decay p to g, or, decoupled, takes lr weight_decay p from
+    p; `amsgrad` divides by the largest v so far.
     Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1;
     Reddi et al., "On the Convergence of Adam and Beyond", 2018.
     """
-
-    decoupled = False
 
     def __init__(
         self,
@@ -53,47 +74,23 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        decoupled_weight_decay: bool = False,
     ):
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults)
-
-    def check(self, group: dict) -> None:
-        super().check(group)
-        if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
-        if not group["eps"] >= 0:
-            raise ValueError(f"eps must be 0 or more, got {group['eps']}")
-
-    def buffers_of(self, group: dict) -> tuple[str, ...]:
-        moments = ("exp_avg", "exp_avg_sq")
-        return (*moments, "max_exp_avg_sq") if group["amsgrad"] else moments
-
-    def update(
-        self, group, step, p, g, exp_avg, exp_avg_sq, max_exp_avg_sq=None
-    ) -> None:
-        beta1, beta2 = group["betas"]
-        lr, decay = group["lr"], group["weight_decay"]
-        kernel = adam if max_exp_avg_sq is None else amsgrad
-        moments = (p, exp_avg, exp_avg_sq, max_exp_avg_sq)
-        kernel(
-            g,
-            out=moments[: len(kernel.outputs)],
-            step_size=lr / (1 - beta1**step),
-            rate1=1 - beta1,
-            rate2=1 - beta2,
-            correction=1 / sqrt(1 - beta2**step),
-            eps=group["eps"],
-            decay=0.0 if self.decoupled else decay,
-            shrink=1 - lr * decay if self.decoupled else 1.0,
-            sign=-1.0 if group["maximize"] else 1.0,
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                maximize=maximize,
+                decoupled_weight_decay=decoupled_weight_decay,
+            ),
         )
+
+    def kernel(self, group):
+        return amsgrad if group["amsgrad"] else adam
 
 
 class AdamW(Adam):
@@ -102,8 +99,6 @@ class AdamW(Adam):
 
     Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
     """
-
-    decoupled = True
 
     def __init__(
         self,
@@ -117,5 +112,12 @@ class AdamW(Adam):
         maximize: bool = False,
     ):
         super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=True,
         )

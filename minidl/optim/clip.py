@@ -1,0 +1,71 @@
+"""Gradient clipping, on flat gradients (PyTorch has it in nn.utils)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from minidl.array.device import array_module, device_of, to_device
+from minidl.array.kernel import Kernel
+from minidl.autograd.tensor import Tensor
+from minidl.optim.flat import runs
+
+shrink = Kernel(
+    "clip_norm",
+    outputs="g",
+    scalars="total limit",
+    body="g *= min(limit / (total + 0.000001), 1);",
+)
+clamp = Kernel(
+    "clip_value", outputs="g", scalars="limit", body="g = max(min(g, limit), -limit);"
+)
+
+
+def gradients(parameters: Tensor | Iterable[Tensor]) -> list:
+    """The gradients as arrays, one for neighbours in flat storage."""
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [run.grad for run in runs(parameters)]
+
+
+def norm(array, order: float):
+    """The vector norm as a 0-d array, in float32 or wider."""
+    xp = array_module(array)
+    flat = array.reshape(-1)
+    if flat.dtype.itemsize < 4:
+        flat = flat.astype(xp.float32)
+    return xp.asarray(xp.linalg.norm(flat, None if order == 2 else order))
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """g *= min(1, max_norm / (norm + 1e-6)), with the norm over all gradients, returned.
+
+    The norm stays on the device. Raises RuntimeError, changing nothing, for a norm that
+    is not finite, if `error_if_nonfinite`.
+    """
+    found = gradients(parameters)
+    order = float(norm_type)
+    if not found:
+        return Tensor(np.zeros((), np.float32))
+    norms = [norm(g, order) for g in found]
+    total = norms[0]
+    if len(norms) > 1:
+        xp, device = array_module(total), device_of(total)
+        total = norm(xp.stack([to_device(n, device) for n in norms]), order)
+    if error_if_nonfinite and not np.isfinite(float(total)):
+        raise RuntimeError(
+            f"the norm of order {norm_type} of the gradients is {float(total)}: "
+            "they cannot be clipped"
+        )
+    for g in found:
+        shrink(out=g, total=to_device(total, device_of(g)), limit=float(max_norm))
+    return Tensor(total)
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """g = min(max(g, -clip_value), clip_value)."""
+    for g in gradients(parameters):
+        clamp(out=g, limit=float(clip_value))
