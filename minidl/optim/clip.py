@@ -41,7 +41,7 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
-    """g *= min(1, max_norm / (norm + 1e-6)), with the norm over all gradients, returned.
+    """g *= min(1, max_norm / (norm + 1e-6)); returns the norm over all gradients.
 
     The norm stays on the device. Raises RuntimeError, changing nothing, for a norm that
     is not finite, if `error_if_nonfinite`.

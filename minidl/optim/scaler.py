@@ -95,7 +95,7 @@ class GradScaler:
         for g in arrays:
             unscale(out=g, scale=to_device(self._scale, device_of(g)))
             bad = ~array_module(g).isfinite(g).all()
-            found_inf = found_inf + to_device(bad, device_of(found_inf))
+            found_inf += to_device(bad, device_of(found_inf))
         self._found[optimizer] = [found_inf, False]
 
     def step(self, optimizer):
@@ -121,8 +121,11 @@ class GradScaler:
         elif not self._found:
             raise RuntimeError("update() needs a step(optimizer) before it")
         else:
+            found_inf = array_module(self._scale).zeros_like(self._scale)
+            for found, _ in self._found.values():
+                found_inf += found
             update_scale(
-                sum(found for found, _ in self._found.values()),
+                found_inf,
                 out=(self._scale, self._good),
                 growth=self._growth_factor,
                 backoff=self._backoff_factor,

@@ -16,8 +16,8 @@ sgd_momentum = rule(
 
 
 class SGD(Optimizer):
-    """p -= lr (g + weight_decay p), or with momentum u = momentum u + (1 - dampening) g:
-    p -= lr u, Nesterov's form p -= lr (g + momentum u).
+    """p -= lr (g + weight_decay p), or with momentum u = momentum u + (1 - dampening) g
+    p -= lr u, in Nesterov's form p -= lr (g + momentum u); u begins as g.
 
     Sutskever et al., "On the importance of initialization and momentum in deep
     learning", 2013.
