@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from minidl.array.device import Array, array_module
+from minidl.array.device import Array, array_module, device_of, use_device
 from minidl.autograd.tensor import Tensor
 from minidl.nn.parameter import ALIGNMENT, FlatStorage, Parameter
 
@@ -37,7 +37,7 @@ def runs(
 
 
 def storage_of(p: Tensor) -> FlatStorage | None:
-    return p.storage if isinstance(p, Parameter) else None
+    return getattr(p, "storage", None)
 
 
 def neighbours(p: Tensor, q: Tensor) -> bool:
@@ -75,7 +75,8 @@ class FlatState:
 
     def __init__(self, parameters: list[Tensor]):
         self.parameters = parameters
-        unit = ALIGNMENT // parameters[0].dtype.itemsize
+        self.dtype, self.device = parameters[0].dtype, parameters[0].data.device
+        unit = ALIGNMENT // self.dtype.itemsize
         self.offsets, self.ends, self.size = {}, {}, 0
         for p in parameters:
             self.offsets[p] = self.size
@@ -83,10 +84,20 @@ class FlatState:
             self.ends[p] = self.size
         self.buffers: dict[str, Array] = {}
 
+    def check_place(self, names: dict[Tensor, str]) -> None:
+        """Raise RuntimeError if a parameter has another type or device by now."""
+        for p in self.parameters:
+            if p.data.dtype != self.dtype or p.data.device != self.device:
+                raise RuntimeError(
+                    f"parameter {names[p]!r} has become {p.dtype} on {p.device}: "
+                    "build optimizers after moving or casting a model"
+                )
+
     def add(self, name: str, value: float) -> None:
         """A new buffer, filled with a value."""
         like = self.parameters[0].data
-        self.buffers[name] = array_module(like).full(self.size, value, like.dtype)
+        with use_device(device_of(like)):
+            self.buffers[name] = array_module(like).full(self.size, value, self.dtype)
 
     def adjacent(self, p: Tensor, q: Tensor) -> bool:
         return self.ends[p] == self.offsets[q]

@@ -159,35 +159,31 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        for p in self.state:
-            self.check_place(p)
+        for flats in self.flat:
+            for flat in flats:
+                flat.check_place(self.names)
         for group, flats in zip(self.param_groups, self.flat, strict=True):
             for flat in flats:
                 self.step_flat(group, flat)
         return loss
 
-    def check_place(self, p: Tensor) -> None:
-        held = next((v for v in self.state[p].values() if isinstance(v, Tensor)), p)
-        if (p.dtype, p.device) != (held.dtype, held.device):
-            raise RuntimeError(
-                f"parameter {self.names[p]!r} is {p.dtype} on {p.device}, its state "
-                f"{held.dtype} on {held.device}: build optimizers after moving a model"
-            )
-
     def step_flat(self, group: dict, flat: FlatState) -> None:
+        states, counters = self.state, list(self.counters)
+
         def alike(p, q):
-            p_state, q_state = self.state[p], self.state[q]
-            return flat.adjacent(p, q) and all(
-                p_state[name] == q_state[name] for name in self.counters
-            )
+            p_state, q_state = states[p], states[q]
+            for name in counters:
+                if p_state[name] != q_state[name]:
+                    return False
+            return flat.adjacent(p, q)
 
         buffers = self.buffers(group, flat)
         for p in flat.parameters:
             if p.grad is not None:
-                self.advance(group, self.state[p])
+                self.advance(group, states[p])
         for run in runs(flat.parameters, alike):
             parts = [flat.part(buffer, run) for buffer in buffers]
-            self.update(group, self.state[run.first], run.data, run.grad, parts)
+            self.update(group, states[run.first], run.data, run.grad, parts)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with set_to_none=False they become zeros."""

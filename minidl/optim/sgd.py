@@ -16,8 +16,8 @@ sgd_momentum = rule(
 
 
 class SGD(Optimizer):
-    """p -= lr (g + weight_decay p), or with momentum u = momentum u + (1 - dampening) g
-    p -= lr u, in Nesterov's form p -= lr (g + momentum u); u begins as g.
+    """p -= lr (g + weight_decay p); with momentum p -= lr u, where u begins as g and
+    goes on as momentum u + (1 - dampening) g. Nesterov's: p -= lr (g + momentum u).
 
     Sutskever et al., "On the importance of initialization and momentum in deep
     learning", 2013.
