@@ -186,12 +186,13 @@ class Optimizer:
             self.update(group, states[run.first], run.data, run.grad, parts)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients; with set_to_none=False they become zeros."""
+        """Forget the gradients; with set_to_none=False those there become zeros."""
+        if not set_to_none:
+            for run in runs(self.state):  # one fill a run
+                run.grad[...] = 0
+            return
         for p in self.state:
-            if set_to_none or p.grad is None:
-                p.grad = None
-            else:
-                p.grad.data[...] = 0
+            p.grad = None
 
     def trace(self, param: Tensor, index) -> Trace:
         """What `step` would now do to one weight; nothing is changed.
