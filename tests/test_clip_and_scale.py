@@ -165,6 +165,13 @@ def test_scale_stays_on_the_device(xp):
     assert type(scaler._scale) is type(p.data) and to_numpy(p.data).tolist() == [0] * 3
 
 
+def test_a_scaled_loss_is_no_narrower_than_the_scale():
+    """The first scale, 65536, is more than float16 holds."""
+    for dtype, wide in (("f2", "f4"), ("f4", "f4"), ("f8", "f8")):
+        scaled = optim.GradScaler().scale(md.tensor(np.asarray(2, dtype)))
+        assert scaled.dtype == np.dtype(wide) and scaled.item() == 2.0**17
+
+
 def test_several_optimizers():
     """An overflow leaves out the step of its own optimizer, and lowers the scale."""
     scaler = optim.GradScaler(init_scale=4.0)

@@ -195,6 +195,24 @@ def test_sequences(parts, milestones):
     follow(pairs)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_sequence_in_a_sequence(place):
+    schedules = optim.lr_scheduler
+    optimizer = ours(lr=1.0)
+    parts = [schedules.ExponentialLR(optimizer, 0.5), schedules.StepLR(optimizer, 2)]
+    inner = schedules.SequentialLR(optimizer, parts, [2])  # 1, 1/2, 1, 1, 1/10
+    parts = [schedules.ExponentialLR(optimizer, 0.7), inner]
+    if place == 0:
+        parts.reverse()
+    outer = schedules.SequentialLR(optimizer, parts, [(5, 2)[place]])
+    found = []
+    for _ in range(7):
+        found += outer.get_last_lr()
+        outer.step()
+    nested, plain = [1, 0.5, 1, 1, 0.1], [1, 0.7]
+    assert found == pytest.approx(nested + plain if place == 0 else plain + nested)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_warm_restarts_by_fractions_of_epochs():
     pairs = zip(both(), (optim.lr_scheduler, torch_schedules()), strict=True)

@@ -64,8 +64,7 @@ class GradScaler:
             return type(outputs)(map(self.scale, outputs))
         if self._scale is None:
             self._place(self._device or outputs.device)
-        scale = to_device(self._scale, outputs.device)
-        return outputs * Tensor(scale.astype(outputs.dtype, copy=False))
+        return outputs * Tensor(to_device(self._scale, outputs.device))
 
     def _place(self, device: str) -> None:
         """Put the scale, and the count of good steps, on a device."""

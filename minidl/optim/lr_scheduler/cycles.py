@@ -189,13 +189,19 @@ class SequentialLR(LRScheduler):
                 f"{len(schedulers)} schedules need {len(schedulers) - 1} milestones, "
                 f"got {len(milestones)}"
             )
-        self.optimizer, self.last_epoch = optimizer, last_epoch + 1
+        self.optimizer, self.last_epoch = optimizer, last_epoch
+        self.base_lrs = [float(g["initial_lr"]) for g in optimizer.param_groups]
         self._schedulers, self._milestones = list(schedulers), list(milestones)
-        for group in optimizer.param_groups:  # as if only the first had been built
-            set_lr(group, group["initial_lr"])
-        for schedule in schedulers:
+        for group, lr in zip(optimizer.param_groups, self.base_lrs, strict=True):
+            set_lr(group, lr)
+        self.begin()
+
+    def begin(self) -> None:
+        """Take back the first steps of all schedules but the one that begins."""
+        self.last_epoch += 1
+        for schedule in self._schedulers:
             schedule.last_epoch -= 1
-        first = schedulers[bisect_right(milestones, 0)]
+        first = self._schedulers[bisect_right(self._milestones, 0)]
         first.begin()
         self._last_lr = first.get_last_lr()
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from math import cos, pi
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 
 from minidl.optim.lr_scheduler.base import LRScheduler, per_group
 from minidl.optim.optimizer import Optimizer
@@ -30,7 +30,7 @@ class LambdaLR(LRScheduler):
 
     def state_dict(self) -> dict:
         saved = [
-            dict(vars(f)) if not isinstance(f, FunctionType) else None
+            None if isinstance(f, FunctionType | BuiltinFunctionType) else dict(vars(f))
             for f in self.lr_lambdas
         ]
         return {**super().state_dict(), "lr_lambdas": saved}
