@@ -33,7 +33,10 @@ def ours(name: str):
     """The function of minidl that PyTorch calls by this name, or None."""
     if name.startswith("nn.functional."):
         return getattr(F, name.removeprefix("nn.functional."), None)
-    return getattr(md, NAMES.get(name, name), None)
+    if name == "where":  # PyTorch's samples start with what is chosen
+        return lambda input, condition, other: md.where(condition, input, other)
+    function = getattr(md, NAMES.get(name, name), None)
+    return None if isinstance(function, type) else function  # dtypes are types
 
 
 def operators():

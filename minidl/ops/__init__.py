@@ -1,43 +1,94 @@
 """Differentiable operations, one family a file.
 
 Everything that is an operator or a method of Tensor is bound to it here, in one list.
+There are no operators in place: `x += y` is `x = x + y`, a new Tensor of that name.
 """
 
 from minidl.autograd.tensor import Tensor
-from minidl.ops import activation, elementwise, index, linear, reduce, shape
+from minidl.ops import (
+    activation,
+    arithmetic,
+    comparison,
+    elementwise,
+    index,
+    linear,
+    magnitude,
+    order,
+    reduce,
+    shape,
+)
 from minidl.ops.operands import as_tensor, cast
 
+
+def floor_div(input, other):
+    return arithmetic.div(input, other, rounding_mode="floor")
+
+
+def reflected(function):
+    return lambda self, other: function(other, self)
+
+
+def if_comparable(function):
+    """Tensor == None, or another thing that is no number, is Python's to answer."""
+
+    def compare(self, other):
+        try:
+            return function(self, other)
+        except TypeError:
+            return NotImplemented
+
+    return compare
+
+
 OPERATORS = {
-    "__add__": elementwise.add,
-    "__radd__": elementwise.add,
-    "__sub__": elementwise.sub,
-    "__rsub__": lambda self, other: elementwise.sub(other, self),
-    "__mul__": elementwise.mul,
-    "__rmul__": elementwise.mul,
-    "__truediv__": elementwise.div,
-    "__rtruediv__": lambda self, other: elementwise.div(other, self),
-    "__pow__": elementwise.pow,
-    "__rpow__": lambda self, other: elementwise.pow(other, self),
+    "__add__": arithmetic.add,
+    "__radd__": arithmetic.add,
+    "__sub__": arithmetic.sub,
+    "__rsub__": reflected(arithmetic.sub),
+    "__mul__": arithmetic.mul,
+    "__rmul__": arithmetic.mul,
+    "__truediv__": arithmetic.div,
+    "__rtruediv__": reflected(arithmetic.div),
+    "__floordiv__": floor_div,
+    "__rfloordiv__": reflected(floor_div),
+    "__mod__": arithmetic.remainder,
+    "__rmod__": reflected(arithmetic.remainder),
+    "__pow__": arithmetic.pow,
+    "__rpow__": reflected(arithmetic.pow),
     "__neg__": elementwise.neg,
+    "__pos__": lambda self: self,
     "__abs__": elementwise.abs,
     "__matmul__": linear.matmul,
     "__rmatmul__": lambda self, other: linear.matmul(as_tensor(other), self),
-    "__eq__": elementwise.eq,
-    "__ne__": elementwise.ne,
-    "__lt__": elementwise.lt,
-    "__le__": elementwise.le,
-    "__gt__": elementwise.gt,
-    "__ge__": elementwise.ge,
+    "__and__": comparison.bitwise_and,
+    "__rand__": comparison.bitwise_and,
+    "__or__": comparison.bitwise_or,
+    "__ror__": comparison.bitwise_or,
+    "__xor__": comparison.bitwise_xor,
+    "__rxor__": comparison.bitwise_xor,
+    "__invert__": comparison.bitwise_not,
+    "__eq__": if_comparable(comparison.eq),
+    "__ne__": if_comparable(comparison.ne),
+    "__lt__": comparison.lt,
+    "__le__": comparison.le,
+    "__gt__": comparison.gt,
+    "__ge__": comparison.ge,
     "__getitem__": index.getitem,
 }
 METHODS = {
+    arithmetic: "add addcdiv addcmul div fmod lerp mul pow remainder sub",
     elementwise: (
-        "abs add sub mul div pow neg exp log log1p expm1 sqrt square reciprocal sign "
-        "sin cos tan floor ceil round trunc maximum minimum atan2 "
-        "eq ne lt le gt ge isnan isinf isfinite"
+        "abs atan2 ceil clamp cos erf exp expm1 floor log log1p maximum minimum neg "
+        "reciprocal round rsqrt sign sin sqrt square tan trunc"
+    ),
+    comparison: (
+        "all any bitwise_and bitwise_not bitwise_or bitwise_xor eq ge gt isfinite isinf "
+        "isnan le logical_and logical_not logical_or logical_xor lt ne"
     ),
     activation: "relu sigmoid tanh softmax log_softmax",
-    reduce: "sum mean argmax logsumexp",
+    reduce: "cumsum logsumexp mean prod std sum var",
+    order: "amax amin argmax argmin argsort max min sort topk",
+    magnitude: "norm",
     shape: (
         "reshape permute transpose t flatten unsqueeze squeeze broadcast_to expand"
     ),
@@ -51,5 +102,5 @@ for module, names in METHODS.items():
         setattr(Tensor, name, getattr(module, name))
 Tensor.T = property(lambda self: shape.permute(self, *range(self.ndim)[::-1]))
 Tensor.view = shape.reshape
-Tensor.erf = lambda self: elementwise.erf(self)
+Tensor.where = lambda self, condition, other: elementwise.where(condition, self, other)
 Tensor.type = cast

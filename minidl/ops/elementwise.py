@@ -1,78 +1,53 @@
-"""Arithmetic, element by element, with broadcasting.
+"""Functions of one or two arguments, element by element: a table.
 
-The engine sums a gradient over the dimensions that broadcasting added, so an
-operation is its formula and the formulas of its gradients. Where the mathematics is
-a table it stands as one: `GRADIENTS`, whose rules name by their parameters what is
-kept for backward (a, b: the arguments, y: the result).
+A row is the function's name, what it is, and the gradient of each argument, whose
+rule names by its parameters what is kept for backward (a, b: the arguments, y: the
+result). The engine sums a gradient over the dimensions that broadcasting added.
 """
 
 from inspect import signature
 
 from minidl.array.device import array_module
+from minidl.array.dtypes import DEFAULT_FLOAT, is_floating_point
 from minidl.autograd.function import Op
-from minidl.autograd.structure import Add
 from minidl.autograd.tensor import Tensor
-from minidl.ops.operands import as_tensor, floating, matched
+from minidl.ops.operands import as_tensor, cast, matched
 from minidl.ops.pointwise import Pointwise
 
 
-class Sub(Op):
-    """y = a - b"""
+class Tabled(Op):
+    """An operation whose gradients are a row of the table."""
 
-    def forward(self, a, b):
-        return a - b
+    function: str  # NumPy's and CuPy's name of it
+    rules: tuple  # (rule, places in what is saved of its arguments) or None
+    keeps: tuple[int, ...]  # of (arguments, result): what the rules name
 
-    def backward(self, g):
-        return g, neg(g)
-
-
-class Mul(Op):
-    """y = a b"""
-
-    def forward(self, a, b):
-        needs_a, needs_b = self.needs_input_grad
-        self.save_for_backward(a if needs_b else None, b if needs_a else None)
-        return a * b
-
-    def backward(self, g):
-        a, b = self.saved_tensors
-        return None if b is None else Mul.apply(g, b), None if a is None else g * a
-
-
-class Div(Op):
-    """y = a / b"""
-
-    def forward(self, a, b):
-        y = a / b
-        self.save_for_backward(b, y if self.needs_input_grad[1] else None)
+    def forward(self, *arrays):
+        y = getattr(array_module(*arrays), self.function)(*arrays)
+        values = (*arrays, y)
+        self.save_for_backward(*[values[i] for i in self.keeps])
         return y
 
     def backward(self, g):
-        b, y = self.saved_tensors
-        ga = g / b
-        return ga, None if y is None else neg(ga * y)
+        saved = self.saved_tensors
+        return tuple(
+            [
+                None if edge is None else rule(g, *[saved[i] for i in places])
+                for edge, (rule, places) in zip(self.edges, self.rules, strict=True)
+            ]
+        )
 
 
-class Pow(Op):
-    """y = a^b; the gradient of b is 0 where a is 0, as y log(a) tends to."""
+class Sign(Op):
+    """y = 1 where x > 0, -1 where x < 0, else 0"""
 
-    def forward(self, a, b):
-        y = array_module(a, b).power(a, b)
-        self.save_for_backward(a, b, y if self.needs_input_grad[1] else None)
-        return y
+    def forward(self, x):
+        if x.dtype.kind == "b":
+            return x.copy()
+        return array_module(x).subtract(x > 0, x < 0, dtype=x.dtype)
 
     def backward(self, g):
-        a, b, y = self.saved_tensors
-        ga = gb = None
-        if self.edges[0] is not None:
-            if isinstance(b, Tensor):
-                ga = g * where(b == 0, 0.0, b * pow(a, b - 1))
-            else:
-                ga = g * (b * pow(a, b - 1)) if b else g * 0.0
-        if self.edges[1] is not None:
-            base = as_tensor(a, g)
-            gb = g * where(base == 0, 0.0, y * log(where(base == 0, 1.0, base)))
-        return ga, gb
+        return zero(g)
 
 
 class Where(Op):
@@ -84,178 +59,177 @@ class Where(Op):
 
     def backward(self, g):
         (condition,) = self.saved_tensors
-        return None, where(condition, g, 0.0), where(condition, 0.0, g)
-
-
-class Tabled(Op):
-    """An operation whose gradients are a row of a table."""
-
-    function: str  # of the array module
-    rules: tuple
-    keeps: tuple[str, ...]  # all that the rules name, but g
-
-    def forward(self, *arrays):
-        y = getattr(array_module(*arrays), self.function)(*arrays)
-        values = dict(zip("ab", arrays, strict=False), y=y)
-        self.save_for_backward(*[values[name] for name in self.keeps])
-        return y
-
-    def backward(self, g):
-        values = dict(zip(self.keeps, self.saved_tensors, strict=True), g=g)
-        return tuple(
-            None
-            if rule is None or edge is None
-            else rule(*[values[name] for name in signature(rule).parameters])
-            for rule, edge in zip(self.rules, self.edges, strict=True)
+        return (
+            None,
+            None if self.edges[1] is None else Where.apply(condition, g, 0.0),
+            None if self.edges[2] is None else Where.apply(condition, 0.0, g),
         )
 
 
-def share(g, chosen, other):
-    """The gradient of the chosen one of two, half of it where they tie."""
-    return where(chosen == other, g * 0.5, where(chosen > other, g, 0.0))
+def tabled(name: str, meaning: str, *rules, numpy: str = "", integers: str = "float"):
+    """The public function of a row.
+
+    `numpy` is NumPy's name of it, where it is another. `integers` says what becomes
+    of them: they turn into "float", are computed with ("keep"), or are "whole"
+    already and their own result.
+    """
+    order = {"a": 0, "b": 1, "y": len(rules)}
+    named = [list(signature(rule).parameters)[1:] for rule in rules]
+    keeps = tuple(sorted({order[n] for names in named for n in names}))
+    op = type(name.capitalize(), (Tabled,), {"function": numpy or name, "keeps": keeps})
+    op.rules = tuple(
+        (rule, [keeps.index(order[n]) for n in names])
+        for rule, names in zip(rules, named, strict=True)
+    )
+
+    def of_one(input: Tensor) -> Tensor:
+        input = as_tensor(input)
+        if not is_floating_point(input.data.dtype):
+            if integers == "whole":
+                return Tensor(input.data.copy())
+            if integers == "float" or input.data.dtype.kind == "b":
+                input = cast(input, DEFAULT_FLOAT if integers == "float" else "int64")
+        return op.apply(input)
+
+    def of_two(input: Tensor, other: Tensor) -> Tensor:
+        return op.apply(*matched(input, other, floating=integers == "float"))
+
+    function = of_one if len(rules) == 1 else of_two
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{meaning}, element by element."
+    return function
 
 
-# NumPy's name of the function: the gradient of each argument
-GRADIENTS = {
-    "negative": (lambda g: neg(g),),
-    "abs": (lambda g, a: g * sign(a),),
-    "exp": (lambda g, y: g * y,),
-    "log": (lambda g, a: g / a,),
-    "log1p": (lambda g, a: g / (a + 1),),
-    "expm1": (lambda g, y: g * (y + 1),),
-    "sqrt": (lambda g, y: g / (y * 2),),
-    "square": (lambda g, a: g * (a * 2),),
-    "reciprocal": (lambda g, y: neg(g * (y * y)),),
-    "sin": (lambda g, a: g * cos(a),),
-    "cos": (lambda g, a: neg(g * sin(a)),),
-    "tan": (lambda g, y: g * (y * y + 1),),
-    "sign": (None,),
-    "floor": (None,),
-    "ceil": (None,),
-    "rint": (None,),
-    "trunc": (None,),
-    "maximum": (
-        lambda g, a, b: share(g, a, b),
-        lambda g, a, b: share(g, b, a),
-    ),
-    "minimum": (
-        lambda g, a, b: share(g, b, a),
-        lambda g, a, b: share(g, a, b),
-    ),
-    "arctan2": (
-        lambda g, a, b: g * b / (a * a + b * b),
-        lambda g, a, b: neg(g * a / (a * a + b * b)),
-    ),
-}
+def zero(g: Tensor) -> Tensor:
+    """The gradient through a function that is constant almost everywhere."""
+    return Tensor(array_module(g.data).zeros_like(g.data))
 
 
-def tabled(name: str, function: str, keeps_integers: bool = False):
-    """The public function for a row of the table."""
-    rules = GRADIENTS[function]
-    wanted = [n for rule in rules if rule for n in signature(rule).parameters]
-    keeps = tuple(n for n in ("a", "b", "y") if n in wanted)
-    op = type(name.capitalize(), (Tabled,), {})
-    op.function, op.rules, op.keeps = function, rules, keeps
-
-    if len(rules) == 1:
-
-        def apply(input):
-            return op.apply(as_tensor(input) if keeps_integers else floating(input))
-
-    else:
-
-        def apply(input, other):
-            return op.apply(*as_tensors(*matched(input, other)))
-
-    apply.__name__ = apply.__qualname__ = name
-    apply.__doc__ = f"{name.capitalize()}, element by element; NumPy's {function}."
-    return apply
+def share(g: Tensor, mine, others) -> Tensor:
+    """The gradient of the larger of two, half of it where they tie."""
+    return where(mine == others, g * 0.5, where(mine < others, 0.0, g))
 
 
-def as_tensors(*operands):
-    """All operands as Tensors, numbers in the type of the Tensor beside them."""
-    like = next(x for x in operands if isinstance(x, Tensor))
-    xp = array_module(like.data)
-    return [
-        x if isinstance(x, Tensor) else Tensor(xp.asarray(x, like.dtype))
-        for x in operands
-    ]
+abs = tabled("abs", "|input|", lambda g, a: g * sign(a), integers="keep")
+negative = tabled("negative", "-input", lambda g: negative(g), integers="keep")
+exp = tabled("exp", "e^input", lambda g, y: g * y)
+log = tabled("log", "The natural logarithm of input", lambda g, a: g / a)
+log1p = tabled("log1p", "log(1 + input)", lambda g, a: g / (a + 1))
+expm1 = tabled("expm1", "e^input - 1", lambda g, y: g * (y + 1))
+sqrt = tabled("sqrt", "The square root of input", lambda g, y: g / (y * 2))
+square = tabled("square", "input^2", lambda g, a: g * (a * 2), integers="keep")
+reciprocal = tabled("reciprocal", "1 / input", lambda g, y: negative(g * (y * y)))
+sin = tabled("sin", "The sine of input", lambda g, a: g * cos(a))
+cos = tabled("cos", "The cosine of input", lambda g, a: negative(g * sin(a)))
+tan = tabled("tan", "The tangent of input", lambda g, y: g * (y * y + 1))
+floor = tabled("floor", "The next whole number below", zero, integers="whole")
+ceil = tabled("ceil", "The next whole number above", zero, integers="whole")
+trunc = tabled("trunc", "input without its fraction", zero, integers="whole")
+rint = tabled("rint", "The nearest whole number", zero, integers="whole")
+maximum = tabled(
+    "maximum",
+    "The larger one",
+    lambda g, a, b: share(g, a, b),
+    lambda g, a, b: share(g, b, a),
+    integers="keep",
+)
+minimum = tabled(
+    "minimum",
+    "The smaller one",
+    lambda g, a, b: share(g, b, a),
+    lambda g, a, b: share(g, a, b),
+    integers="keep",
+)
+atan2 = tabled(
+    "atan2",
+    "The angle of the point (other, input)",
+    lambda g, a, b: g * (b / (a * a + b * b)),
+    lambda g, a, b: negative(g * (a / (a * a + b * b))),
+    numpy="arctan2",
+)
 
 
-neg = tabled("neg", "negative", keeps_integers=True)
-abs = tabled("abs", "abs", keeps_integers=True)
-exp, log, log1p, expm1 = (tabled(n, n) for n in ("exp", "log", "log1p", "expm1"))
-sqrt, sin, cos, tan = (tabled(n, n) for n in ("sqrt", "sin", "cos", "tan"))
-square = tabled("square", "square", keeps_integers=True)
-reciprocal = tabled("reciprocal", "reciprocal")
-sign = tabled("sign", "sign", keeps_integers=True)
-floor = tabled("floor", "floor", keeps_integers=True)
-ceil = tabled("ceil", "ceil", keeps_integers=True)
-round = tabled("round", "rint", keeps_integers=True)
-trunc = tabled("trunc", "trunc", keeps_integers=True)
-maximum = tabled("maximum", "maximum")
-minimum = tabled("minimum", "minimum")
-atan2 = tabled("atan2", "arctan2")
-erf = Pointwise("erf", "x", "erf(x)")
+inverse_root = Pointwise("rsqrt", "x", "1 / sqrt(x)")
+error_function = Pointwise("erf", "x", "erf(x)")
 
 
-def add(input, other, *, alpha=1) -> Tensor:
-    """input + alpha other"""
-    return Add.apply(*matched(input, other if alpha == 1 else mul(other, alpha)))
+def neg(input: Tensor) -> Tensor:
+    """-input, element by element."""
+    if as_tensor(input).data.dtype.kind == "b":
+        raise RuntimeError("neg: bools have no negative; use ~ or logical_not")
+    return negative(input)
 
 
-def sub(input, other, *, alpha=1) -> Tensor:
-    """input - alpha other"""
-    return Sub.apply(*matched(input, other if alpha == 1 else mul(other, alpha)))
+def sign(input: Tensor) -> Tensor:
+    """-1, 0 or 1, the sign of input; 0 for NaN, as in PyTorch."""
+    return Sign.apply(as_tensor(input))
 
 
-def mul(input, other) -> Tensor:
-    """input times other"""
-    return Mul.apply(*matched(input, other))
+def rsqrt(input: Tensor) -> Tensor:
+    """1 / sqrt(input), element by element."""
+    return inverse_root(input)
 
 
-def div(input, other) -> Tensor:
-    """input / other; integers are divided as floating point."""
-    return Div.apply(*matched(input, other, floating=True))
+def erf(input: Tensor) -> Tensor:
+    """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to input."""
+    return error_function(input)
 
 
-def pow(input, exponent) -> Tensor:
-    """input to the power of exponent"""
-    return Pow.apply(*matched(input, exponent))
+def round(input: Tensor, *, decimals: int = 0) -> Tensor:
+    """input rounded to so many decimals, halves to even; negative: to tens, ..."""
+    if decimals == 0:
+        return rint(input)
+    if not is_floating_point(input.dtype):
+        raise RuntimeError(f"round: decimals need floating point, got {input.dtype}")
+    if decimals < 0:
+        tens = 10.0**-decimals
+        return rint(input / tens) * tens
+    tens = 10.0**decimals
+    return rint(input * tens) / tens
 
 
-def where(condition, input, other) -> Tensor:
-    """input where the condition holds, other elsewhere"""
-    return Where.apply(as_tensor(condition), *matched(input, other))
+def where(condition, input=None, other=None):
+    """input where the condition holds, other elsewhere.
+
+    With the condition alone: the indices where it holds, one Tensor a dimension.
+    """
+    condition = as_tensor(condition)
+    if input is None and other is None:
+        return tuple(Tensor(index) for index in condition.data.nonzero())
+    if condition.dtype != bool:
+        raise RuntimeError(f"where: the condition must be bool, got {condition.dtype}")
+    return Where.apply(condition, *matched(input, other))
 
 
-def comparison(name: str, ufunc: str):
-    """A comparison: a Tensor of bool, without a gradient."""
+class Clamp(Op):
+    """y = min(max(x, low), high); a bound may be None."""
 
-    def compare(input, other) -> Tensor:
-        a, b = matched(input, other)
-        a, b = (x.data if isinstance(x, Tensor) else x for x in (a, b))
-        return Tensor(getattr(array_module(a, b), ufunc)(a, b))
+    def forward(self, x, low, high):
+        self.save_for_backward(x, low, high)
+        return array_module(x).clip(x, low, high)
 
-    compare.__name__ = compare.__qualname__ = name
-    compare.__doc__ = f"Whether input is {ufunc.replace('_', ' ')} to other."
-    return compare
-
-
-eq, ne = comparison("eq", "equal"), comparison("ne", "not_equal")
-lt, le = comparison("lt", "less"), comparison("le", "less_equal")
-gt, ge = comparison("gt", "greater"), comparison("ge", "greater_equal")
-
-
-def test(name: str):
-    """A test of each element: a Tensor of bool, without a gradient."""
-
-    def apply(input) -> Tensor:
-        return Tensor(getattr(array_module(input.data), name)(input.data))
-
-    apply.__name__ = apply.__qualname__ = name
-    apply.__doc__ = f"{name}, element by element."
-    return apply
+    def backward(self, g):
+        x, low, high = self.saved_tensors
+        below = low is not None and x < low
+        above = high is not None and x > high
+        gx = g
+        for outside in (below, above):
+            if outside is not False:
+                gx = where(outside, 0.0, gx)
+        if low is not None and high is not None:
+            low = as_tensor(low, g)
+            below, above = below & (low < high), above | (low > high)
+        return (
+            gx,
+            None if self.edges[1] is None else where(below, g, 0.0),
+            None if self.edges[2] is None else where(above, g, 0.0),
+        )
 
 
-isnan, isinf, isfinite = test("isnan"), test("isinf"), test("isfinite")
+def clamp(input: Tensor, min=None, max=None) -> Tensor:
+    """min(max(input, min), max); where the bounds cross, max wins."""
+    if min is None and max is None:
+        raise RuntimeError("clamp needs min or max, got neither")
+    bounds = iter(matched(input, *[x for x in (min, max) if x is not None]))
+    input = next(bounds)
+    return Clamp.apply(input, *[x if x is None else next(bounds) for x in (min, max)])

@@ -12,7 +12,10 @@ def as_tensor(x, like: Tensor | None = None) -> Tensor:
         return x
     xp = array_module(x if like is None else like.data)
     if isinstance(x, bool) or not isinstance(x, (int, float)):
-        return Tensor(xp.asarray(x))
+        array = xp.asarray(x)
+        if array.dtype.kind not in "biufV":
+            raise TypeError(f"expected a Tensor or numbers, got {type(x).__name__}")
+        return Tensor(array)
     return Tensor(xp.asarray(x, DEFAULT_FLOAT if isinstance(x, float) else None))
 
 
