@@ -29,6 +29,18 @@ class SavedOutput(NamedTuple):
     index: int
 
 
+def pack(array, inputs, arrays, outputs):
+    """What to keep of a saved array: the input Tensor it came from, so that it can
+    be differentiated again, the fact that it is an output, or the array."""
+    for x, data in zip(inputs, arrays, strict=True):
+        if data is array:
+            return x
+    for index, output in enumerate(outputs):
+        if output is array:
+            return SavedOutput(array, index)
+    return array
+
+
 class Op:
     """An operation on raw arrays; `backward` is written with operations on Tensors.
 
@@ -56,23 +68,31 @@ class Op:
         node = cls()
         node.saved = ()
         node.edges = edges = []
+        arrays = []
         needed = False
         record = recording.get()
         for x in inputs:
-            if record and isinstance(x, Tensor) and x.requires_grad:
+            edge = None
+            if isinstance(x, Tensor):
                 data = x.data
-                edges.append((x.creator or x, x.output_index, data.shape, data.dtype))
-                needed = True
+                if record and x.requires_grad:
+                    edge = (x.creator or x, x.output_index, data.shape, data.dtype)
+                    needed = True
+                arrays.append(data)
             else:
-                edges.append(None)
-        result = node.run(inputs)
+                arrays.append(x)
+            edges.append(edge)
+        result = node.run(inputs, arrays)
         several = type(result) is tuple
         if not needed:
             return tuple([Tensor(y) for y in result]) if several else Tensor(result)
         node.sequence = next_sequence()
         if node.saved:
             outputs = result if several else (result,)
-            node.saved = [node.pack(x, inputs, outputs) for x in node.saved]
+            node.saved = [
+                None if x is None else pack(x, inputs, arrays, outputs)
+                for x in node.saved
+            ]
         if not several:
             node.outputs = None
             return Tensor(result, True, node)
@@ -84,9 +104,9 @@ class Op:
             ]
         )
 
-    def run(self, inputs):
+    def run(self, inputs, arrays):
         """Call forward with what it expects: raw arrays."""
-        return self.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs])
+        return self.forward(*arrays)
 
     @property
     def needs_input_grad(self) -> tuple[bool, ...]:
@@ -102,17 +122,6 @@ class Op:
             output is array for array in self.undifferentiable
         )
 
-    def pack(self, array, inputs, outputs):
-        """What to keep of a saved array: the input Tensor it came from, so that it can
-        be differentiated again, the fact that it is an output, or the array."""
-        for x in inputs:
-            if isinstance(x, Tensor) and x.data is array:
-                return x
-        for index, output in enumerate(outputs):
-            if output is array:
-                return SavedOutput(array, index)
-        return array
-
     @property
     def saved_tensors(self) -> tuple:
         """What was saved, in the same order; numbers and None as they are."""
@@ -121,10 +130,15 @@ class Op:
                 f"{type(self).__name__}: backward a second time through a graph whose "
                 "saved arrays are freed: pass retain_graph=True to the first backward"
             )
-        return tuple([self.unpack(x) for x in self.saved])
+        return tuple(
+            [
+                x if x is None or isinstance(x, Tensor) else self.unpack(x)
+                for x in self.saved
+            ]
+        )
 
     def unpack(self, x):
-        if isinstance(x, Tensor) or x is None or isinstance(x, (int, float)):
+        if isinstance(x, (int, float)):
             return x
         if isinstance(x, SavedOutput):
             return Tensor(x.array, True, self, x.index)
@@ -179,7 +193,7 @@ class Function(Op):
 
     setup_context = None
 
-    def run(self, inputs):
+    def run(self, inputs, arrays):
         cls = type(self)
         with no_grad():
             if cls.setup_context is None:

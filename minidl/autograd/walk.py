@@ -7,6 +7,8 @@ ready when its last consumer has contributed (`on_grad_ready`), wherever in the 
 that is.
 """
 
+from operator import attrgetter
+
 from minidl.array.device import array_module
 from minidl.autograd.function import FREED, Op
 from minidl.autograd.mode import set_grad_enabled
@@ -138,7 +140,7 @@ class Walk:
                     if isinstance(target, Op) and target not in found:
                         found[target] = None
                         todo.append(target)
-        return sorted(found, key=lambda node: node.sequence)
+        return sorted(found, key=attrgetter("sequence"))
 
     def leading_to_wanted(self, order: list[Op]) -> list[Op]:
         """Those that a wanted input lies behind, or is an output of."""
@@ -193,7 +195,9 @@ class Walk:
             return
         slots = self.arrived.get(target)
         if slots is None:
-            slots = [None] * (1 if target.outputs is None else len(target.outputs))
-            self.arrived[target] = slots
+            if target.outputs is None:
+                self.arrived[target] = [g]
+                return
+            slots = self.arrived[target] = [None] * len(target.outputs)
         before = slots[index]
         slots[index] = g if before is None else Add.apply(before, g)
