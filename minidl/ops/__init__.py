@@ -82,8 +82,8 @@ METHODS = {
         "reciprocal round rsqrt sign sin sqrt square tan trunc"
     ),
     comparison: (
-        "all any bitwise_and bitwise_not bitwise_or bitwise_xor eq ge gt isfinite isinf "
-        "isnan le logical_and logical_not logical_or logical_xor lt ne"
+        "all any bitwise_and bitwise_not bitwise_or bitwise_xor eq ge gt isfinite "
+        "isinf isnan le logical_and logical_not logical_or logical_xor lt ne"
     ),
     activation: "relu sigmoid tanh softmax log_softmax",
     reduce: "cumsum logsumexp mean prod std sum var",

@@ -157,13 +157,13 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
 
 
 def remainder(input, other) -> Tensor:
-    """What division leaves, with the divisor's sign: input - other floor(input / other)"""
+    """input - other floor(input / other): the rest, with the sign of other."""
     check_divisor(*matched(input, other))
     return modulo(input, other)
 
 
 def fmod(input, other) -> Tensor:
-    """What division leaves, with the sign of input: input - other trunc(input / other)"""
+    """input - other trunc(input / other): the rest, with the sign of input."""
     check_divisor(*matched(input, other))
     return c_modulo(input, other)
 

@@ -171,7 +171,7 @@ def rsqrt(input: Tensor) -> Tensor:
 
 
 def erf(input: Tensor) -> Tensor:
-    """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to input."""
+    """The error function, 2 / sqrt(pi) times e^(-t^2) integrated from 0 to input."""
     return error_function(input)
 
 

@@ -1,7 +1,9 @@
 """Operands become Tensors of one type before an operation sees them."""
 
+import numpy as np
+
 from minidl.array.device import array_module
-from minidl.array.dtypes import DEFAULT_FLOAT, is_floating_point, result_type
+from minidl.array.dtypes import BFLOAT16, DEFAULT_FLOAT, is_floating_point, result_type
 from minidl.autograd.structure import Cast
 from minidl.autograd.tensor import Tensor
 
@@ -52,6 +54,8 @@ def matched(*operands, floating=False) -> tuple:
 
 
 def slowly_matched(operands, to_floating) -> tuple:
+    # NumPy's scalars are numbers here; NumPy would widen for a float64
+    operands = [x.item() if isinstance(x, np.generic) else x for x in operands]
     like = next((x for x in operands if isinstance(x, Tensor)), None)
     if like is None:
         like = as_tensor(operands[0])
@@ -63,4 +67,10 @@ def slowly_matched(operands, to_floating) -> tuple:
     dtype = result_type(*[x.data if isinstance(x, Tensor) else x for x in operands])
     if to_floating and not is_floating_point(dtype):
         dtype = DEFAULT_FLOAT
+    if dtype == BFLOAT16:  # the one type that NumPy does widen for Python numbers
+        xp = array_module(like.data)
+        operands = [
+            x if isinstance(x, Tensor) else Tensor(xp.asarray(x, dtype))
+            for x in operands
+        ]
     return tuple([cast(x, dtype) if isinstance(x, Tensor) else x for x in operands])
