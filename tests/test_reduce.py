@@ -66,13 +66,14 @@ def test_reduction_on_every_array_module(xp, name):
 def test_gradients_of_reductions(name):
     function = getattr(md, name)
     for dim in (0, -1):
-        check_gradients(lambda x: function(x, dim=dim), drawn(3, 5))
+        check_gradients(lambda x, dim=dim: function(x, dim=dim), drawn(3, 5))
     if name not in ("prod", "cumsum"):
         check_gradients(lambda x: function(x, dim=(0, 2), keepdim=True), drawn(2, 3, 2))
     if name not in ("logsumexp", "cumsum"):
         check_gradients(function, drawn(7))
 
 
+@np.errstate(all="ignore")
 def test_numbers_and_nothing_are_reduced():
     number, nothing = md.tensor(2.0), md.tensor(np.zeros((0, 3), np.float32))
     for name in ("sum", "mean", "amax", "amin", "max", "min", "prod", "norm"):
@@ -124,6 +125,7 @@ def test_variance(correction):
     close(md.std(md.tensor(x), 0, False, True), x.std(0, keepdims=True))
 
 
+@np.errstate(all="ignore")
 def test_deviation_of_equals_has_the_gradient_zero():
     x = md.tensor([[2.0, 2.0], [1.0, 3.0]], requires_grad=True)
     x.std(1).sum().backward()
@@ -131,6 +133,7 @@ def test_deviation_of_equals_has_the_gradient_zero():
     assert np.isnan(md.tensor([1.0]).var().item())
 
 
+@np.errstate(all="ignore")
 def test_sums_of_exponentials_do_not_overflow():
     close(md.logsumexp(md.tensor([1000.0, 1000.0]), 0), 1000 + np.log(2))
     close(md.logsumexp(md.tensor([-inf, -inf]), 0), -inf)
@@ -199,10 +202,10 @@ def test_sorting_is_stable(x, descending):
 def test_gradients_of_what_is_picked_out():
     x = drawn(3, 4)
     for dim in (0, -1):
-        check_gradients(lambda x: md.sort(x, dim).values, x)
-        check_gradients(lambda x: md.topk(x, 2, dim).values, x)
-        check_gradients(lambda x: md.max(x, dim).values, x)
-        check_gradients(lambda x: md.min(x * x, dim, True).values, x)
+        check_gradients(lambda x, dim=dim: md.sort(x, dim).values, x)
+        check_gradients(lambda x, dim=dim: md.topk(x, 2, dim).values, x)
+        check_gradients(lambda x, dim=dim: md.max(x, dim).values, x)
+        check_gradients(lambda x, dim=dim: md.min(x * x, dim, True).values, x)
     with pytest.raises(RuntimeError, match="k is 5"):
         md.topk(md.tensor(x), 5)
 

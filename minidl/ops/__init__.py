@@ -28,14 +28,13 @@ def reflected(function):
     return lambda self, other: function(other, self)
 
 
-def if_comparable(function):
-    """Tensor == None, or another thing that is no number, is Python's to answer."""
+def if_number(function):
+    """Whether a Tensor equals None, or anything that is no number, Python answers."""
 
     def compare(self, other):
-        try:
+        if isinstance(other, (Tensor, int, float)) or hasattr(other, "dtype"):
             return function(self, other)
-        except TypeError:
-            return NotImplemented
+        return NotImplemented
 
     return compare
 
@@ -67,8 +66,8 @@ OPERATORS = {
     "__xor__": comparison.bitwise_xor,
     "__rxor__": comparison.bitwise_xor,
     "__invert__": comparison.bitwise_not,
-    "__eq__": if_comparable(comparison.eq),
-    "__ne__": if_comparable(comparison.ne),
+    "__eq__": if_number(comparison.eq),
+    "__ne__": if_number(comparison.ne),
     "__lt__": comparison.lt,
     "__le__": comparison.le,
     "__gt__": comparison.gt,

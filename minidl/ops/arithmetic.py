@@ -1,12 +1,14 @@
 """Sums, products, quotients and powers, element by element, with broadcasting."""
 
-from minidl.array.device import array_module
+import numpy as np
+
+from minidl.array.device import array_module, on_gpu
 from minidl.array.dtypes import is_floating_point
 from minidl.autograd.function import Op
 from minidl.autograd.structure import Add
 from minidl.autograd.tensor import Tensor
 from minidl.ops.elementwise import floor, log, negative, tabled, trunc, where, zero
-from minidl.ops.operands import as_tensor, matched
+from minidl.ops.operands import matched
 from minidl.ops.pointwise import Pointwise
 
 
@@ -105,8 +107,6 @@ between_by_number = Pointwise("lerp_by_number", "a b", BETWEEN, scalars="w")
 
 def scaled(other, alpha, operands):
     """alpha other, where alpha may be what an operation on these allows."""
-    if alpha == 1:
-        return other
     whole = not any(
         isinstance(x, float) or isinstance(x, Tensor) and x.is_floating_point()
         for x in operands
@@ -143,14 +143,13 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
     rounded: by "trunc" towards zero, by "floor" downwards; integers then stay."""
     if rounding_mode is None:
         return Div.apply(*matched(input, other, floating=True))
-    check_divisor(*matched(input, other))
+    a, b = divisible(input, other)
     if rounding_mode == "floor":
-        return floor_divide(input, other)
+        return floor_divide(a, b)
     if rounding_mode != "trunc":
         raise RuntimeError(
             f"rounding_mode must be None, 'trunc' or 'floor', got {rounding_mode!r}"
         )
-    a, b = matched(input, other)
     if is_floating_point(a.dtype if isinstance(a, Tensor) else b.dtype):
         return trunc(Div.apply(a, b))
     return floor_divide(sub(a, c_modulo(a, b)), b)
@@ -158,24 +157,25 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
 
 def remainder(input, other) -> Tensor:
     """input - other floor(input / other): the rest, with the sign of other."""
-    check_divisor(*matched(input, other))
-    return modulo(input, other)
+    return modulo(*divisible(input, other))
 
 
 def fmod(input, other) -> Tensor:
     """input - other trunc(input / other): the rest, with the sign of input."""
-    check_divisor(*matched(input, other))
-    return c_modulo(input, other)
+    return c_modulo(*divisible(input, other))
 
 
-def check_divisor(a, b) -> None:
-    """Integers have no quotient by 0; on a GPU, which need not wait, none is named."""
+def divisible(input, other) -> tuple:
+    """The operands in their common type, unless an integer is divided by zero.
+
+    A GPU would have to be waited for: there, as in PyTorch, the result is undefined.
+    """
+    a, b = matched(input, other)
     dtype = (a if isinstance(a, Tensor) else b).dtype
     divisor = b.data if isinstance(b, Tensor) else b
-    if is_floating_point(dtype) or array_module(divisor).__name__ != "numpy":
-        return
-    if not (divisor.all() if isinstance(b, Tensor) else divisor):
+    if not is_floating_point(dtype) and not on_gpu(divisor) and not np.all(divisor):
         raise RuntimeError("an integer is divided by zero")
+    return a, b
 
 
 def pow(input, exponent) -> Tensor:
@@ -205,7 +205,7 @@ def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value=1) -> Tens
 
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value=1) -> Tensor:
     """input + value tensor1 / tensor2, for floating point"""
-    if not (is_floating_point(as_tensor(tensor1).dtype) or tensor2.is_floating_point()):
+    if not (tensor1.is_floating_point() or tensor2.is_floating_point()):
         raise RuntimeError(
             "addcdiv divides floating point; use add and div on integers"
         )

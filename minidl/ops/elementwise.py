@@ -19,13 +19,18 @@ class Tabled(Op):
     """An operation whose gradients are a row of the table."""
 
     function: str  # NumPy's and CuPy's name of it
-    rules: tuple  # (rule, places in what is saved of its arguments) or None
-    keeps: tuple[int, ...]  # of (arguments, result): what the rules name
+    rules: tuple  # of each argument: (rule, places in (*arguments, y) that it names)
 
     def forward(self, *arrays):
         y = getattr(array_module(*arrays), self.function)(*arrays)
-        values = (*arrays, y)
-        self.save_for_backward(*[values[i] for i in self.keeps])
+        named = [
+            place
+            for edge, (_, places) in zip(self.edges, self.rules, strict=True)
+            if edge is not None
+            for place in places
+        ]
+        values = enumerate((*arrays, y))
+        self.save_for_backward(*[x if i in named else None for i, x in values])
         return y
 
     def backward(self, g):
@@ -73,13 +78,11 @@ def tabled(name: str, meaning: str, *rules, numpy: str = "", integers: str = "fl
     of them: they turn into "float", are computed with ("keep"), or are "whole"
     already and their own result.
     """
-    order = {"a": 0, "b": 1, "y": len(rules)}
-    named = [list(signature(rule).parameters)[1:] for rule in rules]
-    keeps = tuple(sorted({order[n] for names in named for n in names}))
-    op = type(name.capitalize(), (Tabled,), {"function": numpy or name, "keeps": keeps})
+    places = {"a": 0, "b": 1, "y": len(rules)}
+    op = type(name.capitalize(), (Tabled,), {"function": numpy or name})
     op.rules = tuple(
-        (rule, [keeps.index(order[n]) for n in names])
-        for rule, names in zip(rules, named, strict=True)
+        (rule, [places[kept] for kept in list(signature(rule).parameters)[1:]])
+        for rule in rules
     )
 
     def of_one(input: Tensor) -> Tensor:
@@ -147,8 +150,6 @@ atan2 = tabled(
     lambda g, a, b: negative(g * (a / (a * a + b * b))),
     numpy="arctan2",
 )
-
-
 inverse_root = Pointwise("rsqrt", "x", "1 / sqrt(x)")
 error_function = Pointwise("erf", "x", "erf(x)")
 
@@ -210,20 +211,18 @@ class Clamp(Op):
 
     def backward(self, g):
         x, low, high = self.saved_tensors
-        below = low is not None and x < low
-        above = high is not None and x > high
-        gx = g
-        for outside in (below, above):
-            if outside is not False:
-                gx = where(outside, 0.0, gx)
-        if low is not None and high is not None:
-            low = as_tensor(low, g)
-            below, above = below & (low < high), above | (low > high)
-        return (
-            gx,
-            None if self.edges[1] is None else where(below, g, 0.0),
-            None if self.edges[2] is None else where(above, g, 0.0),
-        )
+        gx, glow, ghigh = g, None, None
+        if low is not None:
+            gx = where(x >= low, gx, 0.0)
+        if high is not None:
+            gx = where(x <= high, gx, 0.0)
+        if self.edges[1] is not None:
+            below = x < low
+            glow = where(below if high is None else below & (low < high), g, 0.0)
+        if self.edges[2] is not None:
+            above = x > high
+            ghigh = where(above if low is None else above | (high < low), g, 0.0)
+        return gx, glow, ghigh
 
 
 def clamp(input: Tensor, min=None, max=None) -> Tensor:
