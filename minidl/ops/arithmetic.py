@@ -55,7 +55,8 @@ class Pow(Op):
     """y = a^b; at 0^0 both gradients are 0."""
 
     def forward(self, a, b):
-        y = a**b
+        # NumPy knows a shorter way for squares alone
+        y = a * a * a if isinstance(b, (int, float)) and b == 3 else a**b
         self.save_for_backward(a, b, None if self.edges[1] is None else y)
         return y
 
