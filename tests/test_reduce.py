@@ -97,7 +97,10 @@ def test_reduced_types():
     ints, bools = md.tensor([3, 4]), md.tensor([True, True])
     for function in (md.sum, md.prod, lambda x: md.cumsum(x, 0)):
         assert function(ints).dtype == function(bools).dtype == np.int64
-    assert md.sum(ints, dtype=md.float32).dtype == np.float32
+    for dtype in (np.float32, np.int32, np.uint8):  # NumPy would widen the last two
+        assert md.sum(ints, dtype=dtype).dtype == dtype
+        assert md.prod(ints, dtype=dtype).dtype == dtype
+        assert md.cumsum(ints, 0, dtype=dtype).dtype == dtype
     assert md.amax(ints).dtype == np.int64 and md.argmax(ints).dtype == np.int64
     half = md.tensor(np.full(5000, 30.0, np.float16))
     assert md.mean(half).dtype == np.float16 and md.mean(half).item() == 30

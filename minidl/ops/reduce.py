@@ -60,7 +60,7 @@ class Sum(Reduction):
     keeps = False
 
     def reduce(self, x, dims):
-        return x.sum(axis=dims, keepdims=True)
+        return x.sum(axis=dims, keepdims=True, dtype=x.dtype)
 
     def backward(self, g):
         return BroadcastTo.apply(self.spread(g), self.shape)
@@ -109,9 +109,9 @@ class CumulativeSum(Op):
     def forward(self, x, dim, backwards):
         self.dim, self.backwards = dim, backwards
         if not backwards:
-            return x.cumsum(dim)
+            return x.cumsum(dim, dtype=x.dtype)
         xp = array_module(x)
-        return xp.flip(xp.flip(x, dim).cumsum(dim), dim)
+        return xp.flip(xp.flip(x, dim).cumsum(dim, dtype=x.dtype), dim)
 
     def backward(self, g):
         return CumulativeSum.apply(g, self.dim, not self.backwards)
@@ -204,7 +204,7 @@ def cumsum(input: Tensor, dim: int, *, dtype=None) -> Tensor:
     """The sums of the first 1, 2, ... elements along dim."""
     input = accumulated(input, dtype)
     dim = normal_dim(dim, input.ndim)
-    return CumulativeSum.apply(input, dim, False) if input.ndim else input * 1
+    return CumulativeSum.apply(input, dim, False) if input.ndim else input.reshape(())
 
 
 def prod(
@@ -217,7 +217,8 @@ def prod(
     if not keepdim:
         shape = [n for d, n in enumerate(input.shape) if d not in dims]
     if not input.requires_grad:
-        return Tensor(input.data.prod(axis=dims, keepdims=True).reshape(shape))
+        y = input.data.prod(axis=dims, keepdims=True, dtype=input.dtype)
+        return Tensor(y.reshape(shape))
     if dim is None or not input.ndim:
         return product(Reshape.apply(input, (-1,)), 0).reshape(shape)
     return product(input, dims[0]).reshape(shape)
