@@ -4,7 +4,18 @@ Everything that is an operator or a method of Tensor is bound to it here, in one
 """
 
 from minidl.autograd.tensor import Tensor
-from minidl.ops import activation, elementwise, index, linear, reduce, shape
+from minidl.ops import (
+    activation,
+    convert,
+    diagonal,
+    elementwise,
+    getitem,
+    index,
+    linear,
+    pieces,
+    reduce,
+    shape,
+)
 from minidl.ops.operands import as_tensor, cast
 
 OPERATORS = {
@@ -21,14 +32,19 @@ OPERATORS = {
     "__neg__": elementwise.neg,
     "__abs__": elementwise.abs,
     "__matmul__": linear.matmul,
-    "__rmatmul__": lambda self, other: linear.matmul(as_tensor(other), self),
+    "__rmatmul__": lambda self, other: linear.matmul(as_tensor(other, self), self),
     "__eq__": elementwise.eq,
     "__ne__": elementwise.ne,
     "__lt__": elementwise.lt,
     "__le__": elementwise.le,
     "__gt__": elementwise.gt,
     "__ge__": elementwise.ge,
-    "__getitem__": index.getitem,
+    "__getitem__": getitem.getitem,
+    "__setitem__": getitem.setitem,
+    "__iter__": convert.iterate,
+    "__contains__": convert.contains,
+    "__deepcopy__": convert.deep_copy,
+    "__reduce__": convert.reduced,
 }
 METHODS = {
     elementwise: (
@@ -39,9 +55,14 @@ METHODS = {
     activation: "relu sigmoid tanh softmax log_softmax",
     reduce: "sum mean argmax logsumexp",
     shape: (
-        "reshape permute transpose t flatten unsqueeze squeeze broadcast_to expand"
+        "reshape view permute transpose t movedim flatten unsqueeze squeeze "
+        "broadcast_to expand clone contiguous"
     ),
-    linear: "matmul",
+    pieces: "split chunk unbind narrow repeat tile flip roll",
+    diagonal: "diagonal tril triu",
+    index: "gather index_select take_along_dim scatter scatter_add masked_fill",
+    linear: "matmul mm bmm mv dot outer addmm baddbmm",
+    convert: "to cpu cuda type_as bfloat16",
 }
 
 for name, function in OPERATORS.items():
@@ -49,7 +70,9 @@ for name, function in OPERATORS.items():
 for module, names in METHODS.items():
     for name in names.split():
         setattr(Tensor, name, getattr(module, name))
+for name, dtype in convert.TYPES.items():
+    setattr(Tensor, name, convert.to_type(name, dtype))
 Tensor.T = property(lambda self: shape.permute(self, *range(self.ndim)[::-1]))
-Tensor.view = shape.reshape
+Tensor.mT = property(shape.matrix_transpose)
 Tensor.erf = lambda self: elementwise.erf(self)
 Tensor.type = cast
