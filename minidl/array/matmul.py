@@ -10,13 +10,12 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
 
     Types of 16 bits are summed in float32.
     """
-    xp = array_module(a)
-    # NumPy multiplies narrow types without BLAS; CuPy only knows them in 2-D products
     if a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
-        if xp is numpy or a.ndim > 2 or b.ndim > 2:
-            wide = xp.matmul(a.astype(numpy.float32), b.astype(numpy.float32))
+        # NumPy multiplies narrow types without BLAS, CuPy stacks of them not at all
+        if array_module(a) is numpy or a.ndim > 2 or b.ndim > 2:
+            y = matmul(a.astype(numpy.float32), b.astype(numpy.float32))
             if out is None:
-                return wide.astype(a.dtype)
-            out[...] = wide
+                return y.astype(a.dtype)
+            out[...] = y
             return out
-    return xp.matmul(a, b, out=out)
+    return a @ b if out is None else array_module(a).matmul(a, b, out=out)

@@ -46,7 +46,7 @@ def parse(equation: str, ndims: list[int]) -> tuple[list[list], list]:
     left, arrow, right = equation.replace(" ", "").partition("->")
     texts = left.split(",")
     if len(texts) != len(ndims):
-        raise ValueError(
+        raise RuntimeError(
             f"einsum: {equation!r} is for {len(texts)} operands, got {len(ndims)}"
         )
     terms = [labels_of(text, n) for text, n in zip(texts, ndims, strict=True)]

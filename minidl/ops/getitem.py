@@ -16,6 +16,7 @@ from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 
 ALL = slice(None)
+BASIC = (int, slice, type(None), type(Ellipsis))
 ARRAY = object()  # in a pattern: the place of an index array
 
 
@@ -72,11 +73,12 @@ def fill(pattern, arrays) -> tuple:
 def read_index(x, index) -> tuple:
     """An index into the array x as (basic, pattern, distinct, *arrays); distinct says
     that no place comes twice."""
-    if type(index) is int or type(index) is slice:
-        return (index,), (), True
+    index = index if isinstance(index, tuple) else (index,)
+    if all([type(part) in BASIC for part in index]):
+        return index, (), True
     xp = array_module(x)
     basic, pattern, arrays, masks = [], [], [], []
-    for part in index if isinstance(index, tuple) else (index,):
+    for part in index:
         part = plain(part, xp)
         if isinstance(part, int) and not isinstance(part, bool):
             basic.append(part)
@@ -124,7 +126,7 @@ def check_masks(shape, pattern, masks) -> None:
     """Raise IndexError for a mask that has not the size of what it masks."""
     for position, mask in masks:
         if Ellipsis in pattern[:position]:
-            position += len(shape) - len(pattern) + 1
+            position += len(shape) - len(pattern)
         masked = shape[position : position + mask.ndim]
         if masked != mask.shape:
             raise IndexError(f"a mask of shape {mask.shape} is applied to {masked}")

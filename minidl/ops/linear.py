@@ -7,7 +7,7 @@ from minidl.array import matmul as raw
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.elementwise import add, mul
-from minidl.ops.shape import Reshape, matrix_transpose, t, unsqueeze
+from minidl.ops.shape import Reshape, expand, matrix_transpose, t, unsqueeze
 
 
 class MatMul(Op):
@@ -63,8 +63,12 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     A vector counts as a row on the left and as a column on the right. A stack times
     one matrix is a product of two matrices; two stacks broadcast.
     """
-    check_product("matmul", input, other)
     a, b = input, other
+    shapes = a.data.shape, b.data.shape
+    if len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][1] == shapes[1][0]:
+        if a.data.dtype == b.data.dtype:
+            return MatMul.apply(a, b)
+    check_product("matmul", a, b)
     if b.ndim > 2 >= a.ndim:  # (A B)^T = B^T A^T
         y = matmul(matrix_transpose(b), t(a))
         return y if a.ndim == 1 else matrix_transpose(y)
@@ -150,16 +154,13 @@ def baddbmm(
 
 
 def combined(input: Tensor, y: Tensor, beta, alpha) -> Tensor:
+    if input.dtype != y.dtype:
+        raise RuntimeError(f"input is {input.dtype} and the product {y.dtype}; cast one")
     y = y if alpha == 1 else mul(y, alpha)
     if beta == 0:
         return y
-    result = add(y, input, alpha=beta)
-    if result.shape != y.shape:
-        raise RuntimeError(
-            f"an input of shape {input.shape} cannot be added to a product of shape "
-            f"{y.shape}"
-        )
-    return result
+    input = input if input.shape == y.shape else expand(input, y.shape)
+    return add(y, input, alpha=beta)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

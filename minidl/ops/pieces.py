@@ -147,7 +147,9 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple:
 
 def unbind(input: Tensor, dim: int = 0) -> tuple:
     """Views of all slices along dim, which disappears."""
-    dim = piece_dim(input, dim, "unbind")
+    if not input.ndim:
+        raise IndexError("unbind needs at least 1 dimension, got a 0-d tensor")
+    dim = normal_dim(dim, input.ndim)
     shape = input.shape[:dim] + input.shape[dim + 1 :]
     pieces = Split.apply(input, (1,) * input.shape[dim], dim)
     return tuple([Reshape.apply(x, shape) for x in pieces])

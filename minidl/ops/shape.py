@@ -113,9 +113,11 @@ def t(input: Tensor) -> Tensor:
 
 def matrix_transpose(input: Tensor) -> Tensor:
     """The last two dimensions exchanged."""
-    if input.ndim < 2:
-        raise RuntimeError(f".mT needs at least 2 dimensions, got {input.ndim}")
-    n = input.ndim
+    n = input.data.ndim
+    if n == 2:
+        return Permute.apply(input, (1, 0))
+    if n < 2:
+        raise RuntimeError(f".mT needs at least 2 dimensions, got {n}")
     return Permute.apply(input, (*range(n - 2), n - 1, n - 2))
 
 
