@@ -10,8 +10,13 @@ def check_gradients(function, *arrays, step=1e-5, tolerance=1e-6) -> None:
     functions count. Integer arrays are passed on as they are."""
     rng = np.random.default_rng(0)
     real = [np.asarray(a).dtype.kind == "f" for a in arrays]
-    lines = [rng.standard_normal(np.shape(a)) if r else None for a, r in zip(arrays, real, strict=True)]
-    second = [rng.standard_normal(np.shape(a)) for a, r in zip(arrays, real, strict=True) if r]
+    lines = [
+        rng.standard_normal(np.shape(a)) if r else None
+        for a, r in zip(arrays, real, strict=True)
+    ]
+    second = [
+        rng.standard_normal(np.shape(a)) for a, r in zip(arrays, real, strict=True) if r
+    ]
 
     def at(t):
         inputs = [
@@ -45,5 +50,9 @@ def check_gradients(function, *arrays, step=1e-5, tolerance=1e-6) -> None:
         slope = value(0.0, order)[1]
         expected = (value(step, order)[0] - value(-step, order)[0]) / (2 * step)
         np.testing.assert_allclose(
-            slope, expected, rtol=tolerance, atol=tolerance * 10, err_msg=f"order {order}"
+            slope,
+            expected,
+            rtol=tolerance,
+            atol=tolerance * 10,
+            err_msg=f"order {order}",
         )

@@ -154,9 +154,7 @@ def test_gather_and_scatter_on(xp):
     np.put_along_axis(expected, index, 2.5, 1)
     y = on[0].scatter(1, on[1], 2.5)
     np.testing.assert_array_equal(y.numpy(), expected)
-    np.testing.assert_array_equal(
-        on[0].scatter(1, on[1], value=2.5).numpy(), y.numpy()
-    )
+    np.testing.assert_array_equal(on[0].scatter(1, on[1], value=2.5).numpy(), y.numpy())
 
 
 def test_gradients_along_a_dimension():
@@ -180,6 +178,22 @@ def test_take_along_dim_broadcasts_and_counts_from_the_end():
     np.testing.assert_array_equal(y.numpy(), x[[1, -1]])
     y = md.take_along_dim(md.tensor(x), md.tensor([3, -1]))
     np.testing.assert_array_equal(y.numpy(), x.ravel()[[3, -1]])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32"])
+def test_narrow_indices_reach_far(dtype):
+    index = md.tensor(np.array([99, 3, 99], dtype))
+    x = md.tensor(rng.standard_normal((300, 200)), requires_grad=True)
+    rows, along = index.numpy().astype(int), md.stack([index] * 3)
+    for y, expected in (
+        (x[index], x.numpy()[rows]),
+        (x.index_select(1, index), x.numpy()[:, rows]),
+        (x.gather(1, along), x.numpy()[:3, rows]),
+        (md.take_along_dim(x[:3], along, 1), x.numpy()[:3, rows]),
+    ):
+        np.testing.assert_array_equal(y.numpy(), expected)
+        y.sum().backward()
+    assert x.grad.numpy()[99].max() == 2 + 2  # from x[index], and from the columns
 
 
 def test_masked_fill_keeps_the_type():

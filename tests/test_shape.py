@@ -18,7 +18,10 @@ SAME = {
         lambda x: md.reshape(x, shape=(6, 4)),
         lambda x: x.reshape(6, 4),
     ),
-    "view": (lambda x: x.permute(2, 0, 1).view(24), lambda x: x.transpose(2, 0, 1).ravel()),
+    "view": (
+        lambda x: x.permute(2, 0, 1).view(24),
+        lambda x: x.transpose(2, 0, 1).ravel(),
+    ),
     "permute": (lambda x: x.permute(2, 0, -2), lambda x: x.transpose(2, 0, 1)),
     "transpose": (lambda x: x.transpose(-1, 0), lambda x: x.swapaxes(2, 0)),
     "T": (lambda x: x.T, lambda x: x.T),
@@ -62,7 +65,10 @@ SAME = {
     "diagonal outside": (lambda x: x.diagonal(9), lambda x: np.zeros((4, 0))),
     "tril": (lambda x: x.tril(-1), lambda x: np.tril(x, -1)),
     "triu": (lambda x: md.triu(x, diagonal=1), lambda x: np.triu(x, 1)),
-    "cat": (lambda x: md.cat([x, x[:, :2]], 1), lambda x: np.concatenate([x, x[:, :2]], 1)),
+    "cat": (
+        lambda x: md.cat([x, x[:, :2]], 1),
+        lambda x: np.concatenate([x, x[:, :2]], 1),
+    ),
     "cat with empty": (lambda x: md.cat([md.zeros(0, dtype="f8"), x]), lambda x: x),
     "stack": (lambda x: md.stack([x, x * 2], -1), lambda x: np.stack([x, x * 2], -1)),
     "unbind": (lambda x: x.unbind(1), lambda x: tuple(x.swapaxes(0, 1))),
@@ -94,7 +100,9 @@ def test_gradients(name):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int32", "bool"])
-@pytest.mark.parametrize("name", [n for n in SAME if n not in ("stack", "cat with empty")])
+@pytest.mark.parametrize(
+    "name", [n for n in SAME if n not in ("stack", "cat with empty")]
+)
 def test_types_stay(name, dtype):
     y = SAME[name][0](md.tensor((X > 0).astype(dtype)))
     for part in y if isinstance(y, tuple) else (y,):
@@ -128,7 +136,14 @@ def test_round_trips(shape, data):
 def test_zero_dimensions():
     x = md.tensor(2.0)
     assert x.flatten().shape == x.reshape(-1).shape == x.unsqueeze(0).shape == (1,)
-    for y in (x.squeeze(), x.squeeze(0), x.permute(), x.T, x.transpose(0, -1), x.roll(1)):
+    for y in (
+        x.squeeze(),
+        x.squeeze(0),
+        x.permute(),
+        x.T,
+        x.transpose(0, -1),
+        x.roll(1),
+    ):
         assert y.shape == ()
     assert md.stack([x, x]).tolist() == [2.0, 2.0]
 

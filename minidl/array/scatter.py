@@ -35,7 +35,7 @@ def _segment_sums():
     """A thread for each element of a row that is the first of its equals: it sums
     them all, where atomic additions would come in any order."""
     return cupy_module().ElementwiseKernel(
-        "raw I rows, raw I order, raw T values, int64 d",
+        "raw I rows, raw J order, raw T values, int64 d",
         "raw T target",
         """
         ptrdiff_t first = i / d, column = i % d;

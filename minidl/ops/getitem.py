@@ -114,7 +114,8 @@ def plain(part, xp):
         part = xp.asarray(part, None if len(part) else np.int64)
     if is_array(part) or isinstance(part, np.generic):
         if part.dtype.kind in "iub":
-            return xp.asarray(part) if part.ndim else part.item()
+            dtype = np.bool_ if part.dtype == np.bool_ else np.int64
+            return xp.asarray(part, dtype) if part.ndim else part.item()
         raise IndexError(f"an index holds integers or bools, got {part.dtype}")
     raise IndexError(
         "an index is made of integers, slices, None, ..., and lists, arrays or Tensors "

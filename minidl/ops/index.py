@@ -71,7 +71,7 @@ def places_along(index, dim: int, shape):
     """
     if not shape:
         return index * 0
-    xp = array_module(index)
+    xp, index = array_module(index), index.astype(np.int64, copy=False)
     size = shape[dim]
     if xp is np and index.size and not (0 <= index.min() and index.max() < size):
         raise RuntimeError(
@@ -182,6 +182,7 @@ def source(src, index: Tensor, input: Tensor) -> Tensor:
 
 def wrapped(index: Tensor, size: int) -> Tensor:
     """Indices from the end, which are negative, counted from the front."""
+    index = cast(index, np.int64)
     return where(index < 0, index + size, index)
 
 

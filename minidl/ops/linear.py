@@ -155,7 +155,9 @@ def baddbmm(
 
 def combined(input: Tensor, y: Tensor, beta, alpha) -> Tensor:
     if input.dtype != y.dtype:
-        raise RuntimeError(f"input is {input.dtype} and the product {y.dtype}; cast one")
+        raise RuntimeError(
+            f"input is {input.dtype} and the product {y.dtype}; cast one"
+        )
     y = y if alpha == 1 else mul(y, alpha)
     if beta == 0:
         return y
