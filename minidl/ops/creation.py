@@ -34,8 +34,8 @@ def tensor(data, dtype=None, device=None, requires_grad: bool = False) -> Tensor
         array = array.astype(dtype or data.dtype, copy=array is data)
     else:
         array = np.array(data, dtype=dtype)
-        if dtype is None and array.dtype == np.float64:
-            array = array.astype(getattr(data, "dtype", DEFAULT_FLOAT))
+        if dtype is None and array.dtype == np.float64 and not hasattr(data, "dtype"):
+            array = array.astype(DEFAULT_FLOAT)
         if array.dtype.kind not in "fiubV":
             raise TypeError(
                 f"a Tensor holds numbers; this is {array.dtype}: {data!r:.60}"
