@@ -91,6 +91,8 @@ class Tensor:
         text = np.array2string(
             devices.to_numpy(self.data), separator=", ", prefix="tensor("
         )
+        if not self.data.size and self.shape != (0,):
+            text += f", size={self.shape}"
         if self.data.dtype not in (np.float32, np.int64, np.bool_):
             text += f", dtype={self.data.dtype}"
         if self.device != "cpu":
@@ -100,6 +102,11 @@ class Tensor:
         elif self.requires_grad:
             text += ", requires_grad=True"
         return f"tensor({text})"
+
+    def __format__(self, spec: str) -> str:
+        if self.data.ndim:
+            return object.__format__(self, spec)
+        return format(self.item(), spec)
 
     # The way out ----------------------------------------------------------------
 

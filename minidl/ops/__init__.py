@@ -9,11 +9,15 @@ from minidl.ops import (
     activation,
     arithmetic,
     comparison,
+    convert,
+    diagonal,
     elementwise,
+    getitem,
     index,
     linear,
     magnitude,
     order,
+    pieces,
     reduce,
     shape,
 )
@@ -58,7 +62,7 @@ OPERATORS = {
     "__pos__": lambda self: self,
     "__abs__": elementwise.abs,
     "__matmul__": linear.matmul,
-    "__rmatmul__": lambda self, other: linear.matmul(as_tensor(other), self),
+    "__rmatmul__": lambda self, other: linear.matmul(as_tensor(other, self), self),
     "__and__": comparison.bitwise_and,
     "__rand__": comparison.bitwise_and,
     "__or__": comparison.bitwise_or,
@@ -72,7 +76,12 @@ OPERATORS = {
     "__le__": comparison.le,
     "__gt__": comparison.gt,
     "__ge__": comparison.ge,
-    "__getitem__": index.getitem,
+    "__getitem__": getitem.getitem,
+    "__setitem__": getitem.setitem,
+    "__iter__": convert.iterate,
+    "__contains__": convert.contains,
+    "__deepcopy__": convert.deep_copy,
+    "__reduce__": convert.reduced,
 }
 METHODS = {
     arithmetic: "add addcdiv addcmul div fmod lerp mul pow remainder sub",
@@ -89,9 +98,14 @@ METHODS = {
     order: "amax amin argmax argmin argsort max min sort topk",
     magnitude: "norm",
     shape: (
-        "reshape permute transpose t flatten unsqueeze squeeze broadcast_to expand"
+        "reshape view permute transpose t movedim flatten unsqueeze squeeze "
+        "broadcast_to expand clone contiguous"
     ),
-    linear: "matmul",
+    pieces: "split chunk unbind narrow repeat tile flip roll",
+    diagonal: "diagonal tril triu",
+    index: "gather index_select take_along_dim scatter scatter_add masked_fill",
+    linear: "matmul mm bmm mv dot outer addmm baddbmm",
+    convert: "to cpu cuda type_as bfloat16",
 }
 
 for name, function in OPERATORS.items():
@@ -99,7 +113,9 @@ for name, function in OPERATORS.items():
 for module, names in METHODS.items():
     for name in names.split():
         setattr(Tensor, name, getattr(module, name))
+for name, dtype in convert.TYPES.items():
+    setattr(Tensor, name, convert.to_type(name, dtype))
 Tensor.T = property(lambda self: shape.permute(self, *range(self.ndim)[::-1]))
-Tensor.view = shape.reshape
 Tensor.where = lambda self, condition, other: elementwise.where(condition, self, other)
+Tensor.mT = property(shape.matrix_transpose)
 Tensor.type = cast
