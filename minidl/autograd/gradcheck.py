@@ -59,8 +59,8 @@ def gradcheck(
             if not raise_exception:
                 return False
             raise GradcheckError(
-                f"the gradient of input {i}, of shape {inputs[i].shape}, along a random "
-                f"direction is {analytic:.10g}, by differences {numeric:.10g}"
+                f"the gradient of input {i}, of shape {inputs[i].shape}, along a "
+                f"random direction is {analytic:.10g}, by differences {numeric:.10g}"
             )
     return True
 
