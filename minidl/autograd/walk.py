@@ -83,7 +83,9 @@ def listed(tensors) -> list[Tensor]:
 
 def weights(gradients, roots: list[Tensor]) -> list:
     """A gradient, or None, for each root."""
-    gradients = [None] * len(roots) if gradients is None else listed(gradients)
+    if gradients is None:
+        return [None] * len(roots)
+    gradients = gradients if isinstance(gradients, (list, tuple)) else [gradients]
     if len(gradients) != len(roots):
         raise RuntimeError(
             f"got {len(gradients)} gradients for {len(roots)} tensors: one for each "

@@ -1,0 +1,870 @@
+"""The engine: the walk back, its order, what it frees, and what it refuses."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from gradients import check_gradients
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minidl as md
+import minidl.nn.functional as F
+from minidl.autograd import Function, Tensor, backward, checkpoint, grad
+from minidl.autograd.function import FREED
+
+
+def leaf(*shape, seed=0, dtype=np.float64, xp=np):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return Tensor(xp.asarray(values.astype(dtype)), requires_grad=True)
+
+
+# --- The gradient ---------------------------------------------------------------------
+
+
+def test_gradients_of_a_shared_tensor_add_up(xp):
+    x = leaf(3, 4, xp=xp)
+    y = x * x
+    (y * x + y + x).sum().backward()
+    np.testing.assert_allclose(
+        x.grad.numpy(), 3 * x.numpy() ** 2 + 2 * x.numpy() + 1, rtol=1e-14
+    )
+
+
+def test_broadcasting_is_undone(xp):
+    x, y = leaf(3, 1, 4, xp=xp), leaf(2, 1, seed=1, xp=xp)
+    weights = leaf(3, 2, 4, seed=2, xp=xp).detach()
+    (x * y * weights).sum().backward()
+    product = weights.numpy() * y.numpy()
+    np.testing.assert_allclose(x.grad.numpy(), product.sum(1, keepdims=True))
+    product = weights.numpy() * x.numpy()
+    np.testing.assert_allclose(y.grad.numpy(), product.sum(axis=(0, 2))[:, None])
+
+
+def test_gradient_has_the_type_of_its_input():
+    x, y = leaf(3), leaf(3, seed=1, dtype=np.float16)
+    product = x * y
+    assert product.dtype == np.float64
+    product.sum().backward()
+    assert (x.grad.dtype, y.grad.dtype) == (np.float64, np.float16)
+    np.testing.assert_allclose(y.grad.numpy(), x.numpy().astype(np.float16))
+
+
+def test_zero_dimensional_leaf():
+    x = md.tensor(2.0, requires_grad=True)
+    (x**3).backward()
+    assert x.grad.shape == () and x.grad.item() == 12
+    (x * 5).backward()
+    assert x.grad.item() == 17, "gradients add up until they are set to None"
+
+
+def test_backward_with_a_gradient_of_its_own():
+    x = leaf(2, 3)
+    (x * 2).backward(md.tensor(np.arange(6, dtype=np.float32).reshape(2, 3)))
+    assert x.grad.dtype == np.float64
+    np.testing.assert_array_equal(x.grad.numpy(), 2.0 * np.arange(6).reshape(2, 3))
+
+
+def test_backward_from_a_leaf():
+    x = md.tensor([1.0], requires_grad=True)
+    ready = []
+    x.backward(on_grad_ready=ready.append)
+    assert x.grad.item() == 1 and len(ready) == 1
+
+
+def test_backward_of_several_tensors():
+    x = leaf(3)
+    y = x * x
+    ready = []
+    backward([y, x, x], [Tensor(np.ones(3))] * 3, on_grad_ready=ready.append)
+    np.testing.assert_allclose(x.grad.numpy(), 2 * x.numpy() + 2)
+    assert len(ready) == 1
+
+
+def test_gradient_does_not_alias_what_was_passed_in():
+    x = leaf(3)
+    given_gradient = Tensor(np.ones(3))
+    (x + 0).backward(given_gradient)
+    x.grad.data[...] = 7
+    assert (given_gradient.numpy() == 1).all()
+
+
+def test_stride_0_and_transposed_gradients_become_plain_arrays():
+    x, y = leaf(3, 4), leaf(3, 4)
+    (x.sum() + y.t().sum()).backward()
+    x.grad.data[0, 0] = 5
+    assert x.grad.numpy().sum() == 16
+    assert x.grad.data.flags.c_contiguous and y.grad.data.flags.writeable
+
+
+def test_grad_can_be_read_assigned_and_forgotten():
+    x = leaf(3)
+    assert x.grad is None
+    x.grad = Tensor(np.ones(3))
+    (x * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 3 * np.ones(3))
+    x.grad = None
+    assert x.grad is None
+    with pytest.raises(TypeError, match="must be a Tensor or None, got ndarray"):
+        x.grad = np.ones(3)
+    with pytest.raises(RuntimeError, match=r"shape \(2,\)"):
+        x.grad = Tensor(np.ones(2))
+    with pytest.raises(RuntimeError, match="float32"):
+        x.grad = Tensor(np.ones(3, np.float32))
+
+
+# --- grad -----------------------------------------------------------------------------
+
+
+def test_grad_of_several_outputs_touches_no_grad():
+    x, y = leaf(3), leaf(3, seed=1)
+    gx, gy = grad([(x * y).sum(), x.sum()], [x, y])
+    np.testing.assert_allclose(gx.numpy(), y.numpy() + 1)
+    np.testing.assert_allclose(gy.numpy(), x.numpy())
+    assert x.grad is None and y.grad is None
+
+
+def test_grad_of_inputs_inside_the_graph_and_of_the_output_itself():
+    x = leaf(3)
+    h = x * 3
+    y = (h * h).sum()
+    gh, gy, gx, again = grad(y, [h, y, x, h])
+    np.testing.assert_allclose(gh.numpy(), 2 * h.numpy())
+    np.testing.assert_allclose(again.numpy(), 2 * h.numpy())
+    assert gy.item() == 1
+    np.testing.assert_allclose(gx.numpy(), 18 * x.numpy())
+
+
+def test_grad_of_unused_inputs():
+    x, y = leaf(2), leaf(3)
+    with pytest.raises(
+        RuntimeError, match=r"do not depend on input 1, of shape \(3,\)"
+    ):
+        grad(x.sum(), [x, y])
+    assert grad(x.sum(), [x, y], allow_unused=True)[1] is None
+    zeros = grad(x.sum(), [x, y], materialize_grads=True)[1]
+    assert zeros.shape == (3,) and not zeros.numpy().any()
+    with pytest.raises(ValueError, match="allow_unused"):
+        grad(x.sum(), [x, y], allow_unused=False, materialize_grads=True)
+
+
+def test_grad_refuses_what_it_cannot_do():
+    x, constant = leaf(2), Tensor(np.ones(2))
+    with pytest.raises(RuntimeError, match="does not require a gradient"):
+        grad((x * constant).sum(), [constant])
+    with pytest.raises(RuntimeError, match="inputs is empty"):
+        grad(x.sum(), [])
+    with pytest.raises(RuntimeError, match="got 1 gradients for 2 tensors"):
+        grad([x.sum(), x.sum()], x, [Tensor(np.ones(()))])
+
+
+def test_backward_limited_to_inputs():
+    x, y = leaf(3), leaf(3, seed=1)
+    h = x * 2
+    ready = []
+
+    def on_grad_ready(t):
+        assert t.grad is not None
+        ready.append(t)
+
+    (h * y + x).sum().backward(inputs=[x, h, x], on_grad_ready=on_grad_ready)
+    np.testing.assert_allclose(x.grad.numpy(), 2 * y.numpy() + 1)
+    np.testing.assert_allclose(h.grad.numpy(), y.numpy())
+    assert y.grad is None
+    assert len(ready) == 1 and ready[0] is x
+
+
+# --- When a leaf is ready -------------------------------------------------------------
+
+
+def ready_in_order(loss, leaves, **options):
+    """Run backward; the positions of the leaves in the order of readiness, and the
+    gradients that they had then."""
+    order, seen = [], []
+
+    def on_grad_ready(t):
+        order.append(next(i for i, x in enumerate(leaves) if x is t))
+        seen.append(None if t.grad is None else t.grad.numpy().copy())
+
+    loss.backward(on_grad_ready=on_grad_ready, **options)
+    return order, seen
+
+
+def test_leaves_become_ready_from_the_last_used_to_the_first():
+    w = [leaf(3, 3, seed=i) for i in range(4)]
+    x = Tensor(np.ones((2, 3)))
+    for weight in w:
+        x = (x @ weight).tanh()
+    assert ready_in_order(x.sum(), w)[0] == [3, 2, 1, 0]
+
+
+def test_shared_leaf_is_ready_after_its_last_consumer():
+    shared, other = leaf(3), leaf(3, seed=1)
+    y = (shared * 2).tanh()  # early: walked last
+    loss = (y * other * shared).sum()
+    order, seen = ready_in_order(loss, [shared, other])
+    assert order == [1, 0]
+    np.testing.assert_array_equal(seen[1], shared.grad.numpy())
+
+
+def test_consumer_without_a_gradient_to_give_still_counts():
+    class First(Function):
+        """The first argument; the second gets no gradient."""
+
+        @staticmethod
+        def forward(ctx, a, b):
+            return a * 1
+
+        @staticmethod
+        def backward(ctx, g):
+            return g, None
+
+    a, b = leaf(3), leaf(3, seed=1)
+    order, seen = ready_in_order(First.apply(a, b).sum(), [a, b])
+    assert sorted(order) == [0, 1] and b.grad is None
+    # an operation whose output never receives a gradient
+    c = leaf(3, seed=2)
+    order, _ = ready_in_order(First.apply(a, (b * c).exp()).sum(), [a, b, c])
+    assert sorted(order) == [0, 1, 2] and c.grad is None
+
+
+def random_graph(leaves, seed, size):
+    rng = np.random.default_rng(seed)
+    pool = list(leaves)
+    for _ in range(size):
+        a, b = (pool[rng.integers(len(pool))] for _ in range(2))
+        pool.append(a + b if rng.integers(2) else (a * b).tanh())
+    return pool[-1].sum()
+
+
+@given(st.integers(0, 10**6), st.integers(2, 30))
+def test_every_reachable_leaf_is_ready_once_with_its_whole_gradient(seed, size):
+    leaves = [leaf(2, seed=i) for i in range(4)]
+    assert md.autograd.gradcheck(lambda *x: random_graph(x, seed, size), leaves)
+    loss = random_graph(leaves, seed, size)
+    expected = grad(loss, leaves, retain_graph=True, allow_unused=True)
+    order, seen = ready_in_order(loss, leaves)
+    assert sorted(order) == [i for i, g in enumerate(expected) if g is not None]
+    for i, g in zip(order, seen, strict=True):
+        np.testing.assert_array_equal(g, leaves[i].grad.numpy())
+        np.testing.assert_allclose(g, expected[i].numpy(), rtol=1e-12)
+
+
+# --- Graphs that are kept, and derivatives of derivatives -----------------------------
+
+
+def test_third_derivative(xp):
+    x = leaf(4, xp=xp)
+    derivative = (x**4).sum()
+    for _ in range(3):
+        (derivative,) = grad(derivative.sum(), x, create_graph=True)
+    np.testing.assert_allclose(derivative.numpy(), 24 * x.numpy(), rtol=1e-13)
+
+
+def test_create_graph_makes_grad_differentiable():
+    x = leaf(3)
+    (x**3).sum().backward(create_graph=True)
+    assert x.grad.requires_grad
+    np.testing.assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2)
+    (penalty,) = grad((x.grad * x.grad).sum(), x)
+    np.testing.assert_allclose(penalty.numpy(), 36 * x.numpy() ** 3)
+    x.grad = None  # the graph that it holds leads back to x: this opens the circle
+
+
+def test_without_create_graph_nothing_is_recorded():
+    x = leaf(3)
+    (g,) = grad((x**3).sum(), x)
+    assert not g.requires_grad and g.is_leaf
+
+
+def test_second_backward_needs_retain_graph():
+    x = leaf(3)
+    loss = (x * x).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    np.testing.assert_allclose(x.grad.numpy(), 4 * x.numpy())
+    before = x.grad.numpy().copy()
+    with pytest.raises(RuntimeError, match="Mul: backward a second time .* retain_gra"):
+        loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), before)
+
+
+def test_second_backward_through_a_shared_part_changes_nothing():
+    x, w = leaf(3), leaf(3, seed=1)
+    h = x * x
+    h.sum().backward()
+    x.grad = None
+    with pytest.raises(RuntimeError, match="a second time"):
+        (h + w).sum().backward()
+    assert w.grad is None and x.grad is None
+
+
+def test_saved_arrays_are_freed_after_backward():
+    x = leaf(3)
+    y = (x * 2).exp()
+    loss = (y * y).sum()
+    saved = weakref.ref(y.data)
+    node = loss.creator.edges[0][0]
+    del y
+    assert saved() is not None
+    loss.backward()
+    assert saved() is None and node.saved is FREED
+
+
+def test_only_what_backward_needs_is_saved():
+    x, w = leaf(2, 3), leaf(3, 4)
+    product = x.detach() @ w  # the gradient of w needs x, not w
+    assert [s is None for s in product.creator.saved] == [False, True]
+    product = x @ w.detach()
+    assert [s is None for s in product.creator.saved] == [True, False]
+
+
+# --- What is not recorded -------------------------------------------------------------
+
+
+def test_no_grad_and_enable_grad():
+    x = leaf(2)
+    with md.no_grad():
+        assert not md.is_grad_enabled() and not (x * 2).requires_grad
+        with md.enable_grad():
+            assert (x * 2).requires_grad
+            with md.no_grad():
+                assert not (x * 2).requires_grad
+            assert (x * 2).requires_grad
+        assert not (x * 2).requires_grad
+    assert md.is_grad_enabled()
+
+
+def test_mode_is_restored_after_an_exception():
+    with pytest.raises(KeyError), md.no_grad():
+        raise KeyError
+    assert md.is_grad_enabled()
+
+
+@pytest.mark.parametrize("decorator", [md.no_grad, md.no_grad()])
+def test_mode_decorates_functions_that_call_themselves(decorator):
+    @decorator
+    def depth(n):
+        """Doc."""
+        inner = depth(n - 1) if n else []
+        return [md.is_grad_enabled(), *inner]
+
+    assert depth(2) == [False] * 3 and depth.__name__ == "depth"
+    assert md.is_grad_enabled()
+
+
+def test_set_grad_enabled_in_its_three_uses():
+    switch = md.autograd.set_grad_enabled
+    try:
+        switch(False)
+        assert not md.is_grad_enabled()
+    finally:
+        switch(True)
+    with switch(False):
+        assert not md.is_grad_enabled()
+    assert md.is_grad_enabled()
+
+    @switch(False)
+    def depth(n):
+        return [md.is_grad_enabled(), *(depth(n - 1) if n else [])]
+
+    assert md.is_grad_enabled(), "to decorate is not to switch"
+    assert depth(3) == [False] * 4 and depth(0) == [False]
+    assert md.is_grad_enabled()
+
+
+def test_mode_of_a_generator_ends_at_its_yield():
+    @md.no_grad()
+    def numbers():
+        try:
+            received = yield md.is_grad_enabled()
+            yield received, md.is_grad_enabled()
+        except KeyError:
+            yield "caught", md.is_grad_enabled()
+        finally:
+            closed.append(md.is_grad_enabled())
+        return "end"
+
+    closed = []
+    generator = numbers()
+    assert next(generator) is False and md.is_grad_enabled()
+    assert generator.send(5) == (5, False) and md.is_grad_enabled()
+    assert generator.throw(KeyError()) == ("caught", False) and md.is_grad_enabled()
+    with pytest.raises(StopIteration, match="end"):
+        next(generator)
+    generator = numbers()
+    next(generator)
+    generator.close()
+    assert closed == [False, False] and md.is_grad_enabled()
+
+
+def test_each_thread_has_a_mode_of_its_own():
+    x, seen, inside = leaf(2), {}, threading.Barrier(2)
+
+    @md.no_grad()
+    def wait():
+        inside.wait(timeout=10)
+        return md.is_grad_enabled()
+
+    def run(name):
+        seen[name] = md.is_grad_enabled(), wait(), (x * 2).requires_grad
+
+    with md.no_grad():
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not md.is_grad_enabled()
+    assert seen == {0: (True, False, True), 1: (True, False, True)}
+
+
+def test_threads_walk_their_own_graphs():
+    results = {}
+
+    def run(i):
+        x = leaf(8, seed=i)
+        y = x
+        for _ in range(50):
+            y = (y * 1.01).tanh()
+        (g,) = grad(y.sum(), x)
+        results[i] = g.numpy()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    threaded = dict(results)
+    for i in range(4):
+        run(i)
+        np.testing.assert_array_equal(results[i], threaded[i])
+
+
+# --- Refusals -------------------------------------------------------------------------
+
+
+def test_backward_refuses_with_a_sentence():
+    x = leaf(2, 3)
+    with pytest.raises(
+        RuntimeError, match=r"scalars only, and this has shape \(2, 3\)"
+    ):
+        (x * 2).backward()
+    with pytest.raises(RuntimeError, match=r"shape \(3,\), the result has \(2, 3\)"):
+        (x * 2).backward(Tensor(np.ones(3)))
+    with pytest.raises(TypeError, match="must be a Tensor or None, got ndarray"):
+        (x * 2).backward(np.ones((2, 3)))
+    with pytest.raises(RuntimeError, match="nothing to differentiate"):
+        Tensor(np.ones(())).backward()
+    with pytest.raises(RuntimeError, match="only floating-point tensors"):
+        Tensor(np.arange(3)).requires_grad_()
+    with pytest.raises(RuntimeError, match="leaves only"):
+        (x * 2).requires_grad_(False)
+    assert x.grad is None
+
+
+# --- Operations of one's own ----------------------------------------------------------
+
+
+class Cube(Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x)
+        ctx.scale = scale
+        ctx.needed = ctx.needs_input_grad
+        return x * x * x * scale
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * 3 * x * x * ctx.scale, None
+
+
+class SinCos(Function):
+    """Two outputs, saved outputs, and the separate setup_context."""
+
+    @staticmethod
+    def forward(x):
+        return x.sin(), x.cos()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*output)
+        assert len(inputs) == 1
+
+    @staticmethod
+    def backward(ctx, g_sin, g_cos):
+        sin, cos = ctx.saved_tensors
+        return g_sin * cos - g_cos * sin
+
+
+def test_function_with_options_and_double_backward():
+    x = leaf(3)
+    y = Cube.apply(x, 2.0)
+    assert y.creator.needed == (True, False)
+    check_gradients(lambda x: Cube.apply(x, 2.0), x.numpy())
+    np.testing.assert_array_equal(y.numpy(), x.numpy() * x.numpy() * x.numpy() * 2)
+    assert Cube.apply(x.detach(), 2.0).is_leaf
+
+
+def test_function_with_setup_context_and_two_outputs():
+    x = leaf(3)
+    check_gradients(SinCos.apply, x.numpy())
+    _, cos = SinCos.apply(x)  # the other output gets zeros
+    cos.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), -np.sin(x.numpy()))
+
+
+def test_function_may_ask_for_none_in_place_of_zeros():
+    class Split(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.set_materialize_grads(False)
+            return x * 2, x * 3
+
+        @staticmethod
+        def backward(ctx, a, b):
+            assert b is None
+            return a * 2
+
+    x = leaf(3)
+    Split.apply(x)[0].sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [2, 2, 2])
+
+
+def test_function_with_outputs_that_carry_no_gradient():
+    class Largest(Function):
+        @staticmethod
+        def forward(ctx, x):
+            index, rest = x.argmax(), x * 0
+            ctx.mark_non_differentiable(rest)
+            ctx.save_for_backward(index)
+            return x[index], index, rest
+
+        @staticmethod
+        def backward(ctx, g, _, __):
+            (index,) = ctx.saved_tensors
+            return g * Tensor((np.arange(3) == index.item()) * 1.0)
+
+    x = leaf(3)
+    value, index, rest = Largest.apply(x)
+    assert value.requires_grad
+    assert not index.requires_grad and not rest.requires_grad
+    value.backward()
+    assert x.grad.numpy().argmax() == x.numpy().argmax() and x.grad.numpy().sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "sentence"),
+    [
+        (lambda g: g, RuntimeError, "must return 2 gradients, .* got 1"),
+        (lambda g: (g, g, g), RuntimeError, "must return 2 gradients, .* got 3"),
+        (lambda g: (g.numpy(), g), TypeError, "Tensors or None, got ndarray"),
+        (
+            lambda g: (g[:2], g),
+            RuntimeError,
+            r"shape \(2,\) for an input of shape \(3,",
+        ),
+    ],
+)
+def test_function_with_wrong_gradients(result, error, sentence):
+    class Wrong(Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, g):
+            return result(g)
+
+    loss = Wrong.apply(leaf(3), leaf(3)).sum()
+    with pytest.raises(error, match=f"Wrong.backward .*{sentence}"):
+        loss.backward()
+
+
+def test_function_must_return_tensors():
+    class Wrong(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.numpy()
+
+    with pytest.raises(TypeError, match="Wrong.forward must return a Tensor"):
+        Wrong.apply(leaf(3))
+
+
+def test_exceptions_leave_the_state_clean():
+    class Fails(Function):
+        @staticmethod
+        def forward(ctx, x, fail):
+            if fail:
+                raise KeyError("forward")
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, g):
+            raise KeyError("backward")
+
+    x = leaf(3)
+    with pytest.raises(KeyError, match="forward"):
+        Fails.apply(x, True)
+    assert md.is_grad_enabled()
+    loss = Fails.apply(x, False).sum()
+    with md.no_grad(), pytest.raises(KeyError, match="backward"):
+        loss.backward(create_graph=True)
+    assert md.is_grad_enabled()
+    with pytest.raises(KeyError, match="callback"):
+        (x * 2).sum().backward(on_grad_ready=fail_in_callback)
+    assert md.is_grad_enabled()
+
+
+def fail_in_callback(x):
+    raise KeyError("callback")
+
+
+# --- Memory ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def chain(n):
+    x = Tensor(np.ones(4), requires_grad=True)
+    y = x
+    for _ in range(n):
+        y = y * 1.00001
+    return x, y
+
+
+@pytest.mark.slow
+def test_chain_of_100_000_operations(without_collector):
+    x, y = chain(100_000)
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 1.00001**100_000)
+    first = weakref.ref(y.creator)
+    del y
+    assert first() is None
+    x, y = chain(100_000)  # dropped without backward
+    first = weakref.ref(y.creator)
+    del y
+    assert first() is None and gc.collect() == 0
+
+
+def families(x, w, kernel, labels):
+    """A loss through one operation of every family."""
+    h = F.max_pool2d(F.relu(F.conv2d(x, kernel, padding=1)), 2)
+    h = F.avg_pool2d(F.gelu(h), 2) + h[:, :, ::2, ::2].exp().log1p()
+    h = h.permute(0, 2, 3, 1).flatten(1)
+    h = F.linear(h, w).tanh() / (1 + h.mean(1, keepdim=True) ** 2)
+    h = h + F.softmax(h, 1) - h.logsumexp(1, True)
+    return F.cross_entropy(h, labels) + F.mse_loss(h, h.detach() * 0)
+
+
+def test_a_step_is_freed_by_reference_counting(without_collector):
+    x, w, kernel = leaf(2, 3, 8, 8), leaf(5, 16), leaf(4, 3, 3, 3)
+    labels = Tensor(np.array([1, 4]))
+    loss = families(x, w, kernel, labels)
+    nodes, todo = [], [loss.creator]
+    while todo:
+        node = todo.pop()
+        nodes.append(weakref.ref(node))
+        todo += [e[0] for e in node.edges if e is not None and e[0].__class__ != Tensor]
+    del node
+    loss.backward()
+    del loss
+    assert len(nodes) > 15 and not any(node() is not None for node in nodes)
+    assert gc.collect() == 0
+    gx, gw = grad(families(x, w, kernel, labels), [x, w], create_graph=True)
+    ((gx * gx).sum() + (gw * gw).sum()).backward()
+    del gx, gw
+    assert gc.collect() == 0
+
+
+def test_all_families_have_their_second_derivatives():
+    x, w, kernel = leaf(2, 3, 4, 4), leaf(5, 4), leaf(4, 3, 3, 3)
+    labels = np.array([1, 4])
+    check_gradients(families, x.numpy(), w.numpy(), kernel.numpy(), labels)
+
+
+# --- Checkpoint -----------------------------------------------------------------------
+
+
+def test_checkpoint_gives_the_same_bits(xp):
+    labels = Tensor(xp.asarray([1, 4]))
+    tensors = [leaf(*s, xp=xp) for s in ((2, 3, 8, 8), (5, 16), (4, 3, 3, 3))]
+    expected = grad(families(*tensors, labels), tensors)
+    checkpointed = checkpoint(families, *tensors, labels)
+    for a, b in zip(expected, grad(checkpointed, tensors), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_checkpoint_keeps_nothing_and_runs_twice():
+    x, arrays, calls = leaf(1000), [], []
+
+    def function(x):
+        calls.append(md.is_grad_enabled())
+        y = x.exp()
+        arrays.append(weakref.ref(y.data))
+        return (y * y).tanh().sum()
+
+    y = checkpoint(function, x)
+    assert arrays[0]() is None and len(calls) == 1
+    y.backward()
+    assert arrays[1]() is None and calls == [True, True]
+    expected = grad(function(x), x)[0]
+    np.testing.assert_array_equal(x.grad.numpy(), expected.numpy())
+    with pytest.raises(RuntimeError, match="a second time"):
+        y.backward()
+
+
+def test_checkpoint_with_retained_graph_and_freed_segment(without_collector):
+    x = leaf(3)
+    y = checkpoint(lambda x, k: (x**k).exp(), x, k=3)
+    y.sum().backward(retain_graph=True)
+    once = x.grad.numpy().copy()
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * once)
+    array = weakref.ref(x.data)
+    del x, y
+    assert array() is None and gc.collect() == 0
+
+
+def test_checkpoint_finds_parameters_used_inside_and_counts_their_consumers():
+    w, x = leaf(3, 3), leaf(2, 3, seed=1)
+
+    def block(h):
+        return (h @ w).tanh()
+
+    def loss(wrap):
+        return (wrap(block, wrap(block, x)) @ w).sum()
+
+    expected = grad(loss(lambda f, h: f(h)), [w, x])
+    order, seen = ready_in_order(loss(checkpoint), [w, x])
+    assert sorted(order) == [0, 1]
+    for i, g in zip(order, seen, strict=True):
+        np.testing.assert_array_equal(g, expected[i].numpy())
+
+
+def test_checkpoint_replays_random_numbers():
+    from minidl.array.random import bernoulli, default_generator
+
+    masks = []
+
+    def dropped(x):
+        mask = bernoulli(x.shape, 0.5, x.dtype)
+        masks.append(mask)
+        return (x * Tensor(mask)).exp()
+
+    x = leaf(50)
+    md.manual_seed(3)
+    y = checkpoint(dropped, x)
+    md.manual_seed(8)
+    state = default_generator().state
+    y.sum().backward()
+    np.testing.assert_array_equal(*masks)
+    assert default_generator().state == state
+    np.testing.assert_allclose(x.grad.numpy(), y.numpy() * masks[0])
+
+
+def test_checkpoint_has_every_order_of_derivative():
+    w = leaf(4, 3, seed=1)
+
+    def block(x, w):
+        return (x @ w).tanh().exp()
+
+    check_gradients(
+        lambda x, w: checkpoint(block, checkpoint(block, x, w) @ w.t(), w),
+        leaf(2, 4).numpy(),
+        w.numpy(),
+    )
+
+
+def test_checkpoint_inside_checkpoint():
+    x = leaf(4)
+
+    def inner(x):
+        return (x * x).tanh()
+
+    def outer(x):
+        return checkpoint(inner, x.exp()) * x
+
+    check_gradients(lambda x: checkpoint(outer, x), x.numpy())
+
+
+def test_checkpoint_without_recording_is_a_call():
+    x = leaf(3)
+    with md.no_grad():
+        assert not checkpoint(lambda x: x * x, x).requires_grad
+    plain = checkpoint(lambda x: x * x, x.detach())
+    assert not plain.requires_grad
+
+
+def test_checkpoint_refuses():
+    x, calls = leaf(3), []
+
+    def fickle(x):
+        calls.append(None)
+        return x.exp() if len(calls) == 1 else (x * x).exp()
+
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        checkpoint(fickle, x, use_reentrant=True)
+    y = checkpoint(fickle, x)
+    with pytest.raises(RuntimeError, match="something else .* 1 operations .* 2 the"):
+        y.sum().backward()
+    assert md.is_grad_enabled() and x.grad is None
+
+
+# --- gradcheck ------------------------------------------------------------------------
+
+
+class Doubtful(Function):
+    """x^2 and its gradient times `factor`, which in turn has a constant gradient."""
+
+    @staticmethod
+    def forward(ctx, x, factor, detach):
+        ctx.save_for_backward(x)
+        ctx.options = factor, detach
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,), (factor, detach) = ctx.saved_tensors, ctx.options
+        return g * 2 * factor * (x.detach() if detach else x), None, None
+
+
+def test_gradcheck_finds_a_wrong_gradient():
+    x, y = leaf(3), leaf(3, seed=1)
+
+    def function(factor, detach=False):
+        return lambda x, y: x * Doubtful.apply(y, factor, detach)
+
+    gradcheck, gradgradcheck = md.autograd.gradcheck, md.autograd.gradgradcheck
+    assert gradcheck(function(1), (x, y)) and gradgradcheck(function(1), (x, y))
+    with pytest.raises(md.autograd.GradcheckError, match=r"input 1, of shape \(3,\)"):
+        gradcheck(function(1.01), (x, y))
+    assert not gradcheck(function(1.01), (x, y), raise_exception=False)
+    assert gradcheck(function(1.01), (x, y), rtol=0.1)
+    assert gradcheck(function(1, detach=True), (x, y))
+    assert not gradgradcheck(function(1, detach=True), (x, y), raise_exception=False)
+    assert x.grad is None and y.grad is None
+
+
+def test_gradcheck_finds_a_gradient_that_is_missing():
+    x = leaf(3)
+    assert not md.autograd.gradcheck(
+        lambda x: Tensor(x.data * 2), x, raise_exception=False
+    )
+    assert md.autograd.gradcheck(lambda x: x.floor(), x)
+
+
+def test_gradcheck_refuses():
+    with pytest.raises(ValueError, match="input 0 is float32"):
+        md.autograd.gradcheck(lambda x: x, leaf(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="at least one input"):
+        md.autograd.gradcheck(lambda x: x, leaf(3).detach())
