@@ -178,11 +178,12 @@ class Module(Registry):
         return self
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {module!r}" for name, module in self.named_children()]
-        if not lines:
-            return f"{type(self).__name__}({self.extra_repr()})"
-        body = "\n".join(lines).replace("\n", "\n  ")
-        return f"{type(self).__name__}(\n  {body}\n)"
+        name, extra = type(self).__name__, self.extra_repr()
+        children = [f"({key}): {module!r}" for key, module in self.named_children()]
+        if not children:
+            return f"{name}({extra})"
+        body = "\n".join(filter(None, [extra, *children])).replace("\n", "\n  ")
+        return f"{name}(\n  {body}\n)"
 
     def extra_repr(self) -> str:
         """The settings of a layer, for its representation."""
