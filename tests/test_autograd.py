@@ -65,6 +65,9 @@ def test_backward_with_a_gradient_of_its_own():
     (x * 2).backward(md.tensor(np.arange(6, dtype=np.float32).reshape(2, 3)))
     assert x.grad.dtype == np.float64
     np.testing.assert_array_equal(x.grad.numpy(), 2.0 * np.arange(6).reshape(2, 3))
+    y = leaf(2)
+    y.backward(md.tensor([1.0, 2.0]))
+    assert y.grad.dtype == np.float64 and y.grad.tolist() == [1, 2]
 
 
 def test_backward_from_a_leaf():
@@ -135,6 +138,21 @@ def test_grad_of_inputs_inside_the_graph_and_of_the_output_itself():
     np.testing.assert_allclose(again.numpy(), 2 * h.numpy())
     assert gy.item() == 1
     np.testing.assert_allclose(gx.numpy(), 18 * x.numpy())
+
+
+def test_grad_goes_no_further_back_than_its_inputs():
+    class Never(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, g):
+            raise AssertionError("nobody asked for this gradient")
+
+    h = Never.apply(leaf(3))
+    (g,) = grad((h * 2).sum(), h)
+    assert g.tolist() == [2, 2, 2]
 
 
 def test_grad_of_unused_inputs():
@@ -401,24 +419,32 @@ def test_mode_of_a_generator_ends_at_its_yield():
 
 
 def test_each_thread_has_a_mode_of_its_own():
-    x, seen, inside = leaf(2), {}, threading.Barrier(2)
+    seen, both_inside, first_left = {}, threading.Event(), threading.Event()
 
     @md.no_grad()
-    def wait():
-        inside.wait(timeout=10)
+    def inside(action):
+        action()
         return md.is_grad_enabled()
 
-    def run(name):
-        seen[name] = md.is_grad_enabled(), wait(), (x * 2).requires_grad
+    def second():
+        with md.no_grad():
+            inside(lambda: (both_inside.set(), first_left.wait(timeout=10)))
+            seen["second"] = md.is_grad_enabled()
+
+    def first():
+        seen["at the start"] = md.is_grad_enabled()
+        other = threading.Thread(target=second)
+        inside(lambda: (other.start(), both_inside.wait(timeout=10)))
+        seen["first"] = md.is_grad_enabled()
+        first_left.set()
+        other.join()
 
     with md.no_grad():
-        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        thread = threading.Thread(target=first)
+        thread.start()
+        thread.join()
         assert not md.is_grad_enabled()
-    assert seen == {0: (True, False, True), 1: (True, False, True)}
+    assert seen == {"at the start": True, "first": True, "second": False}
 
 
 def test_threads_walk_their_own_graphs():

@@ -451,6 +451,34 @@ def test_a_weight_used_twice_in_flat_storage(xp):
         np.testing.assert_allclose(a, b, rtol=1e-13)
 
 
+def test_a_weight_that_is_its_own_input_in_flat_storage():
+    array = np.random.default_rng(0).normal(size=(3, 3))
+    w = nn.Parameter(md.tensor(array))
+    FlatStorage([w])
+    weights = np.random.default_rng(1).normal(size=(3, 3))
+    F.linear(w, w).backward(md.tensor(weights))  # w w^T
+    expected = (weights + weights.T) @ array
+    np.testing.assert_allclose(w.grad.numpy(), expected, rtol=1e-12)
+
+
+def test_grad_leaves_the_flat_gradient_alone(xp):
+    linear = nn.Linear(3, 4).to("cpu" if xp is np else "cuda")
+    storage = FlatStorage(list(linear.parameters()))
+    storage.grad[...] = 7
+    x = md.tensor(xp.ones((2, 3), "float32"))
+    (g,) = md.autograd.grad(linear(x).sum(), linear.weight)
+    assert not shares_memory(g.data, storage.grad)
+    assert linear.weight.grad is None and (md.Tensor(storage.grad).numpy() == 7).all()
+
+
+def test_a_storage_that_parameters_have_left_is_not_used_again():
+    block = Block()
+    old = optim.SGD(block.parameters()).flat[0][0][0]
+    block.inner.to(dtype="float64").to(dtype="float32")
+    new = optim.SGD(block.parameters()).flat[0][0][0]
+    assert new is not old and all(p.storage is new for p in block.parameters())
+
+
 def test_number_types_have_storages_of_their_own():
     block = Block()
     block.inner.to(dtype="float64")
