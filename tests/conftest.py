@@ -1,5 +1,6 @@
 """What all tests share: the array modules to run on, and repeatable hypothesis."""
 
+import gc
 import importlib
 import pkgutil
 from functools import cache
@@ -26,6 +27,15 @@ def xp(request):
     if not gpu_available():
         pytest.skip("no CUDA device")
     return cupy_module()
+
+
+@pytest.fixture
+def without_collector():
+    """No garbage collector: what is freed is freed by reference counting."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @cache

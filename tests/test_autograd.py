@@ -6,20 +6,13 @@ import weakref
 
 import numpy as np
 import pytest
-from gradients import check_gradients
+from gradients import check_gradients, families, leaf, ready_in_order
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minidl as md
-import minidl.nn.functional as F
-from minidl.autograd import Function, Tensor, backward, checkpoint, grad
+from minidl.autograd import Function, Tensor, backward, grad
 from minidl.autograd.function import FREED
-
-
-def leaf(*shape, seed=0, dtype=np.float64, xp=np):
-    values = np.random.default_rng(seed).normal(size=shape)
-    return Tensor(xp.asarray(values.astype(dtype)), requires_grad=True)
-
 
 # --- The gradient ---------------------------------------------------------------------
 
@@ -178,7 +171,7 @@ def test_grad_refuses_what_it_cannot_do():
         grad([x.sum(), x.sum()], x, [Tensor(np.ones(()))])
 
 
-def test_backward_limited_to_inputs():
+def test_backward_limited_to_inputs(without_collector):
     x, y = leaf(3), leaf(3, seed=1)
     h = x * 2
     ready = []
@@ -192,22 +185,12 @@ def test_backward_limited_to_inputs():
     np.testing.assert_allclose(h.grad.numpy(), y.numpy())
     assert y.grad is None
     assert len(ready) == 1 and ready[0] is x
+    array = weakref.ref(h.data)
+    del h
+    assert array() is None and gc.collect() == 0
 
 
 # --- When a leaf is ready -------------------------------------------------------------
-
-
-def ready_in_order(loss, leaves, **options):
-    """Run backward; the positions of the leaves in the order of readiness, and the
-    gradients that they had then."""
-    order, seen = [], []
-
-    def on_grad_ready(t):
-        order.append(next(i for i, x in enumerate(leaves) if x is t))
-        seen.append(None if t.grad is None else t.grad.numpy().copy())
-
-    loss.backward(on_grad_ready=on_grad_ready, **options)
-    return order, seen
 
 
 def test_leaves_become_ready_from_the_last_used_to_the_first():
@@ -491,173 +474,7 @@ def test_backward_refuses_with_a_sentence():
     assert x.grad is None
 
 
-# --- Operations of one's own ----------------------------------------------------------
-
-
-class Cube(Function):
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.save_for_backward(x)
-        ctx.scale = scale
-        ctx.needed = ctx.needs_input_grad
-        return x * x * x * scale
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * 3 * x * x * ctx.scale, None
-
-
-class SinCos(Function):
-    """Two outputs, saved outputs, and the separate setup_context."""
-
-    @staticmethod
-    def forward(x):
-        return x.sin(), x.cos()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*output)
-        assert len(inputs) == 1
-
-    @staticmethod
-    def backward(ctx, g_sin, g_cos):
-        sin, cos = ctx.saved_tensors
-        return g_sin * cos - g_cos * sin
-
-
-def test_function_with_options_and_double_backward():
-    x = leaf(3)
-    y = Cube.apply(x, 2.0)
-    assert y.creator.needed == (True, False)
-    check_gradients(lambda x: Cube.apply(x, 2.0), x.numpy())
-    np.testing.assert_array_equal(y.numpy(), x.numpy() * x.numpy() * x.numpy() * 2)
-    assert Cube.apply(x.detach(), 2.0).is_leaf
-
-
-def test_function_with_setup_context_and_two_outputs():
-    x = leaf(3)
-    check_gradients(SinCos.apply, x.numpy())
-    _, cos = SinCos.apply(x)  # the other output gets zeros
-    cos.sum().backward()
-    np.testing.assert_allclose(x.grad.numpy(), -np.sin(x.numpy()))
-
-
-def test_function_may_ask_for_none_in_place_of_zeros():
-    class Split(Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.set_materialize_grads(False)
-            return x * 2, x * 3
-
-        @staticmethod
-        def backward(ctx, a, b):
-            assert b is None
-            return a * 2
-
-    x = leaf(3)
-    Split.apply(x)[0].sum().backward()
-    np.testing.assert_array_equal(x.grad.numpy(), [2, 2, 2])
-
-
-def test_function_with_outputs_that_carry_no_gradient():
-    class Largest(Function):
-        @staticmethod
-        def forward(ctx, x):
-            index, rest = x.argmax(), x * 0
-            ctx.mark_non_differentiable(rest)
-            ctx.save_for_backward(index)
-            return x[index], index, rest
-
-        @staticmethod
-        def backward(ctx, g, _, __):
-            (index,) = ctx.saved_tensors
-            return g * Tensor((np.arange(3) == index.item()) * 1.0)
-
-    x = leaf(3)
-    value, index, rest = Largest.apply(x)
-    assert value.requires_grad
-    assert not index.requires_grad and not rest.requires_grad
-    value.backward()
-    assert x.grad.numpy().argmax() == x.numpy().argmax() and x.grad.numpy().sum() == 1
-
-
-@pytest.mark.parametrize(
-    ("result", "error", "sentence"),
-    [
-        (lambda g: g, RuntimeError, "must return 2 gradients, .* got 1"),
-        (lambda g: (g, g, g), RuntimeError, "must return 2 gradients, .* got 3"),
-        (lambda g: (g.numpy(), g), TypeError, "Tensors or None, got ndarray"),
-        (
-            lambda g: (g[:2], g),
-            RuntimeError,
-            r"shape \(2,\) for an input of shape \(3,",
-        ),
-    ],
-)
-def test_function_with_wrong_gradients(result, error, sentence):
-    class Wrong(Function):
-        @staticmethod
-        def forward(ctx, a, b):
-            return a + b
-
-        @staticmethod
-        def backward(ctx, g):
-            return result(g)
-
-    loss = Wrong.apply(leaf(3), leaf(3)).sum()
-    with pytest.raises(error, match=f"Wrong.backward .*{sentence}"):
-        loss.backward()
-
-
-def test_function_must_return_tensors():
-    class Wrong(Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.numpy()
-
-    with pytest.raises(TypeError, match="Wrong.forward must return a Tensor"):
-        Wrong.apply(leaf(3))
-
-
-def test_exceptions_leave_the_state_clean():
-    class Fails(Function):
-        @staticmethod
-        def forward(ctx, x, fail):
-            if fail:
-                raise KeyError("forward")
-            return x * 1
-
-        @staticmethod
-        def backward(ctx, g):
-            raise KeyError("backward")
-
-    x = leaf(3)
-    with pytest.raises(KeyError, match="forward"):
-        Fails.apply(x, True)
-    assert md.is_grad_enabled()
-    loss = Fails.apply(x, False).sum()
-    with md.no_grad(), pytest.raises(KeyError, match="backward"):
-        loss.backward(create_graph=True)
-    assert md.is_grad_enabled()
-    with pytest.raises(KeyError, match="callback"):
-        (x * 2).sum().backward(on_grad_ready=fail_in_callback)
-    assert md.is_grad_enabled()
-
-
-def fail_in_callback(x):
-    raise KeyError("callback")
-
-
 # --- Memory ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def without_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def chain(n):
@@ -680,16 +497,6 @@ def test_chain_of_100_000_operations(without_collector):
     first = weakref.ref(y.creator)
     del y
     assert first() is None and gc.collect() == 0
-
-
-def families(x, w, kernel, labels):
-    """A loss through one operation of every family."""
-    h = F.max_pool2d(F.relu(F.conv2d(x, kernel, padding=1)), 2)
-    h = F.avg_pool2d(F.gelu(h), 2) + h[:, :, ::2, ::2].exp().log1p()
-    h = h.permute(0, 2, 3, 1).flatten(1)
-    h = F.linear(h, w).tanh() / (1 + h.mean(1, keepdim=True) ** 2)
-    h = h + F.softmax(h, 1) - h.logsumexp(1, True)
-    return F.cross_entropy(h, labels) + F.mse_loss(h, h.detach() * 0)
 
 
 def test_a_step_is_freed_by_reference_counting(without_collector):
@@ -716,181 +523,3 @@ def test_all_families_have_their_second_derivatives():
     x, w, kernel = leaf(2, 3, 4, 4), leaf(5, 4), leaf(4, 3, 3, 3)
     labels = np.array([1, 4])
     check_gradients(families, x.numpy(), w.numpy(), kernel.numpy(), labels)
-
-
-# --- Checkpoint -----------------------------------------------------------------------
-
-
-def test_checkpoint_gives_the_same_bits(xp):
-    labels = Tensor(xp.asarray([1, 4]))
-    tensors = [leaf(*s, xp=xp) for s in ((2, 3, 8, 8), (5, 16), (4, 3, 3, 3))]
-    expected = grad(families(*tensors, labels), tensors)
-    checkpointed = checkpoint(families, *tensors, labels)
-    for a, b in zip(expected, grad(checkpointed, tensors), strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
-
-
-def test_checkpoint_keeps_nothing_and_runs_twice():
-    x, arrays, calls = leaf(1000), [], []
-
-    def function(x):
-        calls.append(md.is_grad_enabled())
-        y = x.exp()
-        arrays.append(weakref.ref(y.data))
-        return (y * y).tanh().sum()
-
-    y = checkpoint(function, x)
-    assert arrays[0]() is None and len(calls) == 1
-    y.backward()
-    assert arrays[1]() is None and calls == [True, True]
-    expected = grad(function(x), x)[0]
-    np.testing.assert_array_equal(x.grad.numpy(), expected.numpy())
-    with pytest.raises(RuntimeError, match="a second time"):
-        y.backward()
-
-
-def test_checkpoint_with_retained_graph_and_freed_segment(without_collector):
-    x = leaf(3)
-    y = checkpoint(lambda x, k: (x**k).exp(), x, k=3)
-    y.sum().backward(retain_graph=True)
-    once = x.grad.numpy().copy()
-    y.sum().backward()
-    np.testing.assert_allclose(x.grad.numpy(), 2 * once)
-    array = weakref.ref(x.data)
-    del x, y
-    assert array() is None and gc.collect() == 0
-
-
-def test_checkpoint_finds_parameters_used_inside_and_counts_their_consumers():
-    w, x = leaf(3, 3), leaf(2, 3, seed=1)
-
-    def block(h):
-        return (h @ w).tanh()
-
-    def loss(wrap):
-        return (wrap(block, wrap(block, x)) @ w).sum()
-
-    expected = grad(loss(lambda f, h: f(h)), [w, x])
-    order, seen = ready_in_order(loss(checkpoint), [w, x])
-    assert sorted(order) == [0, 1]
-    for i, g in zip(order, seen, strict=True):
-        np.testing.assert_array_equal(g, expected[i].numpy())
-
-
-def test_checkpoint_replays_random_numbers():
-    from minidl.array.random import bernoulli, default_generator
-
-    masks = []
-
-    def dropped(x):
-        mask = bernoulli(x.shape, 0.5, x.dtype)
-        masks.append(mask)
-        return (x * Tensor(mask)).exp()
-
-    x = leaf(50)
-    md.manual_seed(3)
-    y = checkpoint(dropped, x)
-    md.manual_seed(8)
-    state = default_generator().state
-    y.sum().backward()
-    np.testing.assert_array_equal(*masks)
-    assert default_generator().state == state
-    np.testing.assert_allclose(x.grad.numpy(), y.numpy() * masks[0])
-
-
-def test_checkpoint_has_every_order_of_derivative():
-    w = leaf(4, 3, seed=1)
-
-    def block(x, w):
-        return (x @ w).tanh().exp()
-
-    check_gradients(
-        lambda x, w: checkpoint(block, checkpoint(block, x, w) @ w.t(), w),
-        leaf(2, 4).numpy(),
-        w.numpy(),
-    )
-
-
-def test_checkpoint_inside_checkpoint():
-    x = leaf(4)
-
-    def inner(x):
-        return (x * x).tanh()
-
-    def outer(x):
-        return checkpoint(inner, x.exp()) * x
-
-    check_gradients(lambda x: checkpoint(outer, x), x.numpy())
-
-
-def test_checkpoint_without_recording_is_a_call():
-    x = leaf(3)
-    with md.no_grad():
-        assert not checkpoint(lambda x: x * x, x).requires_grad
-    plain = checkpoint(lambda x: x * x, x.detach())
-    assert not plain.requires_grad
-
-
-def test_checkpoint_refuses():
-    x, calls = leaf(3), []
-
-    def fickle(x):
-        calls.append(None)
-        return x.exp() if len(calls) == 1 else (x * x).exp()
-
-    with pytest.raises(ValueError, match="use_reentrant=False"):
-        checkpoint(fickle, x, use_reentrant=True)
-    y = checkpoint(fickle, x)
-    with pytest.raises(RuntimeError, match="something else .* 1 operations .* 2 the"):
-        y.sum().backward()
-    assert md.is_grad_enabled() and x.grad is None
-
-
-# --- gradcheck ------------------------------------------------------------------------
-
-
-class Doubtful(Function):
-    """x^2 and its gradient times `factor`, which in turn has a constant gradient."""
-
-    @staticmethod
-    def forward(ctx, x, factor, detach):
-        ctx.save_for_backward(x)
-        ctx.options = factor, detach
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,), (factor, detach) = ctx.saved_tensors, ctx.options
-        return g * 2 * factor * (x.detach() if detach else x), None, None
-
-
-def test_gradcheck_finds_a_wrong_gradient():
-    x, y = leaf(3), leaf(3, seed=1)
-
-    def function(factor, detach=False):
-        return lambda x, y: x * Doubtful.apply(y, factor, detach)
-
-    gradcheck, gradgradcheck = md.autograd.gradcheck, md.autograd.gradgradcheck
-    assert gradcheck(function(1), (x, y)) and gradgradcheck(function(1), (x, y))
-    with pytest.raises(md.autograd.GradcheckError, match=r"input 1, of shape \(3,\)"):
-        gradcheck(function(1.01), (x, y))
-    assert not gradcheck(function(1.01), (x, y), raise_exception=False)
-    assert gradcheck(function(1.01), (x, y), rtol=0.1)
-    assert gradcheck(function(1, detach=True), (x, y))
-    assert not gradgradcheck(function(1, detach=True), (x, y), raise_exception=False)
-    assert x.grad is None and y.grad is None
-
-
-def test_gradcheck_finds_a_gradient_that_is_missing():
-    x = leaf(3)
-    assert not md.autograd.gradcheck(
-        lambda x: Tensor(x.data * 2), x, raise_exception=False
-    )
-    assert md.autograd.gradcheck(lambda x: x.floor(), x)
-
-
-def test_gradcheck_refuses():
-    with pytest.raises(ValueError, match="input 0 is float32"):
-        md.autograd.gradcheck(lambda x: x, leaf(3, dtype=np.float32))
-    with pytest.raises(ValueError, match="at least one input"):
-        md.autograd.gradcheck(lambda x: x, leaf(3).detach())

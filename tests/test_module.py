@@ -515,31 +515,22 @@ def test_parameters_without_elements_or_dimensions():
     assert not any(g.any() for g in gaps(storage))
 
 
-def test_a_training_step_in_flat_storage_is_freed_by_reference_counting():
-    gc.collect()
-    gc.disable()
-    try:
-        model = nn.Sequential(
-            nn.Conv2d(1, 4, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(36, 3),
-        )
-        optimizer = optim.Adam(model.parameters())
-        x, labels = md.tensor(np.ones((2, 1, 8, 8), "float32")), md.tensor([0, 2])
-        for _ in range(2):
-            optimizer.zero_grad()
-            hidden = model[:3](x)
-            loss = F.cross_entropy(model[3:](hidden), labels)
-            array = weakref.ref(hidden.data)
-            loss.backward()
-            optimizer.step()
-            del hidden, loss
-            assert array() is None
-        assert gc.collect() == 0
-        storage = weakref.ref(model[0].weight.storage)
-        del optimizer
-        assert storage() is not None, "the parameters keep it"
-    finally:
-        gc.enable()
+def test_a_training_step_in_flat_storage_is_freed(without_collector):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )
+    optimizer = optim.Adam(model.parameters())
+    x, labels = md.tensor(np.ones((2, 1, 8, 8), "float32")), md.tensor([0, 2])
+    for _ in range(2):
+        optimizer.zero_grad()
+        hidden = model[:3](x)
+        loss = F.cross_entropy(model[3:](hidden), labels)
+        array = weakref.ref(hidden.data)
+        loss.backward()
+        optimizer.step()
+        del hidden, loss
+        assert array() is None
+    assert gc.collect() == 0
+    storage = weakref.ref(model[0].weight.storage)
+    del optimizer
+    assert storage() is not None, "the parameters keep it"

@@ -10,7 +10,7 @@ that is.
 from minidl.array.device import array_module
 from minidl.autograd.function import FREED, Op
 from minidl.autograd.mode import set_grad_enabled
-from minidl.autograd.structure import Add, Cast, SumTo
+from minidl.autograd.structure import Add, Cast, SumTo, check_sum_to
 from minidl.autograd.tensor import Tensor
 
 
@@ -32,14 +32,7 @@ def backward(
         return
     inputs = list(dict.fromkeys(listed(inputs)))
     check_inputs(inputs)
-
-    def ready(leaf: Tensor) -> None:
-        if walk.wanted.get(leaf) is not None:
-            leaf.accumulate(walk.wanted[leaf])
-        if leaf in walk.wanted and on_grad_ready:
-            on_grad_ready(leaf)
-
-    walk.on_ready = ready
+    walk.accumulating = True
     for x, g in zip(inputs, walk.collect(inputs), strict=True):
         if g is not None and not x.is_leaf:
             x.accumulate(g)
@@ -114,6 +107,7 @@ class Walk:
         self.on_ready = None
         self.wanted: dict = {}  # (operation, output) or leaf -> gradient, for collect
         self.collecting = False
+        self.accumulating = False  # what was collected goes to the leaves' grad
         self.roots = []
         for root, gradient in zip(roots, gradients, strict=True):
             self.start(root, gradient)
@@ -176,7 +170,11 @@ class Walk:
     def contributed(self, leaf: Tensor, pending: dict[Tensor, int]) -> None:
         """Count a consumer of a leaf, which is ready when none is left."""
         pending[leaf] -= 1
-        if not pending[leaf] and self.on_ready:
+        if pending[leaf] or self.collecting and leaf not in self.wanted:
+            return
+        if self.accumulating and self.wanted[leaf] is not None:
+            leaf.accumulate(self.wanted[leaf])
+        if self.on_ready:
             self.on_ready(leaf)
 
     def reachable(self) -> list[Op]:
@@ -225,7 +223,7 @@ class Walk:
             target, index, shape, dtype = edge
             if g is not None:
                 if g.data.shape != shape:
-                    check_broadcast(node, g, shape)
+                    check_sum_to(g.shape, shape, type(node).__name__)
                     g = SumTo.apply(g, shape)
                 if g.data.dtype != dtype:
                     g = Cast.apply(g, dtype)
@@ -248,13 +246,3 @@ class Walk:
             self.arrived[target] = slots
         before = slots[index]
         slots[index] = g if before is None else Add.apply(before, g)
-
-
-def check_broadcast(node: Op, g: Tensor, shape: tuple[int, ...]) -> None:
-    """A gradient may be larger than its input only by what broadcasting adds."""
-    pairs = zip(reversed(shape), reversed(g.shape), strict=False)
-    if len(g.shape) < len(shape) or any(n != m and n != 1 for n, m in pairs):
-        raise RuntimeError(
-            f"{type(node).__name__}.backward returned a gradient of shape {g.shape} "
-            f"for an input of shape {shape}"
-        )
