@@ -32,6 +32,7 @@ def xp(request):
 @pytest.fixture
 def without_collector():
     """No garbage collector: what is freed is freed by reference counting."""
+    numpy.testing.assert_allclose(1.0, 1.0)  # its first call leaves cycles of its own
     gc.collect()
     gc.disable()
     yield
