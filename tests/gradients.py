@@ -1,47 +1,55 @@
-"""One line to check the gradients of a function, and the gradients of those."""
+"""What tests of gradients share: the check, in one line, and something to check."""
 
 import numpy as np
 
-import minidl as md
-from minidl.autograd import Tensor
-
-STEP = 1e-6
+import minidl.nn.functional as F
+from minidl.autograd import Tensor, gradcheck, gradgradcheck
 
 
 def check_gradients(function, *arrays, order: int = 2) -> None:
-    """Compare with a difference along one random direction, in float64."""
-    rng = np.random.default_rng(0)
-    points = [np.asarray(a, np.float64) for a in arrays]
-    direction = [rng.standard_normal(p.shape) for p in points]
-    inputs = [Tensor(p, True) for p in points]
-    outputs = [y for y in listed(function(*inputs)) if y.requires_grad]
-    weights = [rng.standard_normal(y.shape) for y in outputs]
+    """Compare with differences in float64, by every floating-point array.
 
-    def total(sign: int) -> float:
-        moved = [p + sign * STEP * d for p, d in zip(points, direction, strict=True)]
-        results = listed(function(*[Tensor(p, True) for p in moved]))
-        results = [y for y in results if y.requires_grad]
-        return sum(
-            float((y.numpy() * w).sum()) for y, w in zip(results, weights, strict=True)
-        )
-
-    def gradient(*inputs):
-        ys = [y for y in listed(function(*inputs)) if y.requires_grad]
-        given = [Tensor(w) for w in weights]
-        return md.autograd.grad(
-            ys, inputs, given, create_graph=True, materialize_grads=True
-        )
-
-    slope = sum(
-        float((g.numpy() * d).sum())
-        for g, d in zip(gradient(*inputs), direction, strict=True)
-    )
-    np.testing.assert_allclose(
-        slope, (total(1) - total(-1)) / (2 * STEP), rtol=1e-5, atol=1e-6
-    )
-    if order > 1 and any(g.requires_grad for g in gradient(*inputs)):
-        check_gradients(gradient, *arrays, order=order - 1)
+    Arrays are NumPy's, CuPy's or nested lists of numbers; integers and bools are
+    passed on as they are, as Tensors; what is None or a Tensor already, untouched.
+    """
+    inputs = tuple(differentiable(x) for x in arrays)
+    assert gradcheck(function, inputs)
+    if order > 1:
+        assert gradgradcheck(function, inputs)
 
 
-def listed(x) -> list:
-    return [x] if isinstance(x, Tensor) else list(x)
+def differentiable(x):
+    if x is None or isinstance(x, Tensor):
+        return x
+    array = np.asarray(x) if isinstance(x, (list, tuple, int, float)) else x
+    if array.dtype.kind in "iub":
+        return Tensor(array)
+    return Tensor(array.astype(np.float64), requires_grad=True)
+
+
+def leaf(*shape, seed=0, dtype=np.float64, xp=np):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return Tensor(xp.asarray(values.astype(dtype)), requires_grad=True)
+
+
+def ready_in_order(loss, leaves, **options):
+    """Run backward; the positions of the leaves in the order of readiness, and the
+    gradients that they had then."""
+    order, seen = [], []
+
+    def on_grad_ready(t):
+        order.append(next(i for i, x in enumerate(leaves) if x is t))
+        seen.append(None if t.grad is None else t.grad.numpy().copy())
+
+    loss.backward(on_grad_ready=on_grad_ready, **options)
+    return order, seen
+
+
+def families(x, w, kernel, labels):
+    """A loss through one operation of every family."""
+    h = F.max_pool2d(F.relu(F.conv2d(x, kernel, padding=1)), 2)
+    h = F.avg_pool2d(F.gelu(h), 2) + h[:, :, ::2, ::2].exp().log1p()
+    h = h.permute(0, 2, 3, 1).flatten(1)
+    h = F.linear(h, w).tanh() / (1 + h.mean(1, keepdim=True) ** 2)
+    h = h + F.softmax(h, 1) - h.logsumexp(1, True)
+    return F.cross_entropy(h, labels) + F.mse_loss(h, h.detach() * 0)

@@ -191,6 +191,17 @@ def _header_holds_address() -> bool:
     return _address_at(id(probe) + _HEADER).value == probe.ctypes.data
 
 
+@cache
+def _int64_array(length: int) -> type:
+    """Made once: each new array type of ctypes is a cycle, left to the collector."""
+    return ctypes.c_int64 * length
+
+
+def int64_array(numbers) -> ctypes.Array:
+    """The numbers as a C array."""
+    return _int64_array(len(numbers))(*numbers)
+
+
 if _header_holds_address():
 
     def pointer(array: numpy.ndarray) -> int:

@@ -1,11 +1,11 @@
 """Bringing arrays of any shape and stride to the one flat form that loops read."""
 
-import ctypes
 from functools import lru_cache
 from math import prod
 
 import numpy
 
+from .compiler import int64_array
 from .compiler import pointer as host_pointer
 
 
@@ -129,7 +129,7 @@ def geometry(shape, strides, itemsizes) -> tuple | None:
     ]
     letters = "".join({0: "0", 1: "1"}.get(s[3], "s") for s in in_elements)
     numbers = [lengths[1], lengths[2], *(s for each in in_elements for s in each)]
-    packed = (ctypes.c_int64 * len(numbers))(*numbers)
+    packed = int64_array(numbers)
     return letters, lengths[3], prod(lengths[:3]), packed
 
 

@@ -178,7 +178,7 @@ def _walk(n, c, spatial, outer=(0,) * 4, inner=((0,),) * 3):
     xn, xc, wn, wc = outer
     xs, wt, wo = ([0] * (3 - len(values)) + list(values) for values in inner)
     fields += [xn, xc, *xs, wn, wc, *wt, *wo]
-    return (ctypes.c_int64 * len(fields))(*fields)
+    return compiler.int64_array(fields)
 
 
 def walker(name, x, columns, stride, padding, dilation):

@@ -1,6 +1,8 @@
 """The engine: tensors, operations, and the walk back through them."""
 
+from minidl.autograd.checkpoint import checkpoint
 from minidl.autograd.function import Function
+from minidl.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from minidl.autograd.mode import (
     enable_grad,
     is_grad_enabled,
@@ -12,10 +14,14 @@ from minidl.autograd.walk import backward, grad
 
 __all__ = [
     "Function",
+    "GradcheckError",
     "Tensor",
     "backward",
+    "checkpoint",
     "enable_grad",
     "grad",
+    "gradcheck",
+    "gradgradcheck",
     "is_grad_enabled",
     "no_grad",
     "set_grad_enabled",

@@ -93,6 +93,8 @@ class Op:
                 None if x is None else pack(x, inputs, arrays, outputs)
                 for x in node.saved
             ]
+            if record is not True:
+                record.keep(node)
         if not several:
             node.outputs = None
             return Tensor(result, True, node)
@@ -160,14 +162,18 @@ class Op:
             return None
         return target.empty_gradient()
 
-    def gradients(self, outputs: list) -> tuple:
-        """Run backward on the gradients of the outputs: one gradient an edge."""
+    def materialized(self, outputs: list) -> list:
+        """The gradients of the outputs, missing ones as zeros."""
         if self.outputs is not None and self.materialize_grads:
             xp = array_module(*[g.data for g in outputs if g is not None])
             for index, (shape, dtype) in enumerate(self.outputs):
                 if outputs[index] is None and is_floating_point(dtype):
                     outputs[index] = Tensor(xp.zeros(shape, dtype))
-        result = type(self).backward(self, *outputs)
+        return outputs
+
+    def gradients(self, outputs: list) -> tuple:
+        """Run backward on the gradients of the outputs: one gradient an edge."""
+        result = self.backward(*self.materialized(outputs))
         if type(result) is not tuple:
             result = (result,)
         missing = len(self.edges) - len(result)
@@ -202,8 +208,32 @@ class Function(Op):
                 result = cls.forward(*inputs)
                 cls.setup_context(self, inputs, result)
         if isinstance(result, (tuple, list)):
-            return tuple([x.data for x in result])
-        return result.data
+            return tuple([self.array(x) for x in result])
+        return self.array(result)
+
+    def array(self, result):
+        if isinstance(result, Tensor):
+            return result.data
+        raise TypeError(
+            f"{type(self).__name__}.forward must return a Tensor or several, got "
+            f"{type(result).__name__}"
+        )
+
+    def gradients(self, outputs: list) -> tuple:
+        result = type(self).backward(self, *self.materialized(outputs))
+        result = result if type(result) is tuple else (result,)
+        if len(result) != len(self.edges):
+            raise RuntimeError(
+                f"{type(self).__name__}.backward must return {len(self.edges)} "
+                f"gradients, one for each argument of forward, got {len(result)}"
+            )
+        for g in result:
+            if g is not None and not isinstance(g, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__}.backward must return Tensors or None, got "
+                    f"{type(g).__name__}"
+                )
+        return result
 
     def save_for_backward(self, *tensors) -> None:
         self.saved = [x.data if isinstance(x, Tensor) else x for x in tensors]

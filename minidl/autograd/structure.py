@@ -31,6 +31,16 @@ class SumTo(Op):
         return BroadcastTo.apply(g, self.shape)
 
 
+def check_sum_to(given: tuple, shape: tuple, name: str) -> None:
+    """A gradient may be larger than its input only by what broadcasting adds."""
+    pairs = zip(reversed(shape), reversed(given), strict=False)
+    if len(given) < len(shape) or any(n != m and n != 1 for n, m in pairs):
+        raise RuntimeError(
+            f"{name}.backward returned a gradient of shape {given} for an input of "
+            f"shape {shape}"
+        )
+
+
 class BroadcastTo(Op):
     """A view of `shape` in which x repeats."""
 

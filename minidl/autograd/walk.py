@@ -12,24 +12,32 @@ from operator import attrgetter
 from minidl.array.device import array_module
 from minidl.autograd.function import FREED, Op
 from minidl.autograd.mode import set_grad_enabled
-from minidl.autograd.structure import Add, Cast, SumTo
+from minidl.autograd.structure import Add, Cast, SumTo, check_sum_to
 from minidl.autograd.tensor import Tensor
 
 
 def backward(
-    root, gradient, retain_graph=None, create_graph=False, inputs=None, on_ready=None
+    tensors,
+    grad_tensors=None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs=None,
+    on_grad_ready=None,
 ) -> None:
-    """Tensor.backward: accumulate into the `grad` of the leaves."""
-    walk = Walk([root], [gradient], retain_graph, create_graph)
-    walk.on_ready = on_ready
-    if inputs is not None:
-        wanted = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-        gradients = walk.collect(wanted)
-        for x, g in zip(wanted, gradients, strict=True):
-            if g is not None:
-                x.accumulate(g)
+    """Add the gradients of `tensors`, weighted by `grad_tensors`, to `grad` of the
+    leaves they depend on; see `Tensor.backward`."""
+    tensors = listed(tensors)
+    walk = Walk(tensors, weights(grad_tensors, tensors), retain_graph, create_graph)
+    walk.on_ready = on_grad_ready
+    if inputs is None:
+        walk.run()
         return
-    walk.run()
+    inputs = list(dict.fromkeys(listed(inputs)))
+    check_inputs(inputs)
+    walk.accumulating = True
+    for x, g in zip(inputs, walk.collect(inputs), strict=True):
+        if g is not None and not x.is_leaf:
+            x.accumulate(g)
 
 
 def grad(
@@ -47,15 +55,11 @@ def grad(
     a RuntimeError, or gives None with `allow_unused`, or zeros with
     `materialize_grads`.
     """
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    if grad_outputs is None or isinstance(grad_outputs, Tensor):
-        grad_outputs = [grad_outputs] * len(outputs)
-    for x in inputs:
-        if not x.requires_grad:
-            raise RuntimeError(
-                f"one of the inputs, of shape {x.shape}, does not require a gradient"
-            )
+    outputs, inputs = listed(outputs), listed(inputs)
+    if materialize_grads and allow_unused is False:
+        raise ValueError("materialize_grads=True means allow_unused=True, got False")
+    check_inputs(inputs)
+    grad_outputs = weights(grad_outputs, outputs)
     result = Walk(outputs, grad_outputs, retain_graph, create_graph).collect(inputs)
     for position, (x, g) in enumerate(zip(inputs, result, strict=True)):
         if g is None and materialize_grads:
@@ -68,6 +72,33 @@ def grad(
     return tuple(result)
 
 
+def listed(tensors) -> list[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def weights(gradients, roots: list[Tensor]) -> list:
+    """A gradient, or None, for each root."""
+    if gradients is None:
+        return [None] * len(roots)
+    gradients = gradients if isinstance(gradients, (list, tuple)) else [gradients]
+    if len(gradients) != len(roots):
+        raise RuntimeError(
+            f"got {len(gradients)} gradients for {len(roots)} tensors: one for each "
+            "is needed"
+        )
+    return gradients
+
+
+def check_inputs(inputs: list[Tensor]) -> None:
+    if not inputs:
+        raise RuntimeError("inputs is empty: name a tensor to differentiate by")
+    for x in inputs:
+        if not x.requires_grad:
+            raise RuntimeError(
+                f"one of the inputs, of shape {x.shape}, does not require a gradient"
+            )
+
+
 class Walk:
     """One walk back, with what it has on the way."""
 
@@ -75,10 +106,10 @@ class Walk:
         self.create_graph = create_graph
         self.retain = create_graph if retain_graph is None else retain_graph
         self.arrived: dict[Op, list] = {}  # gradients of the outputs, by operation
-        self.leaves: dict[Tensor, list] = {}  # of roots that are leaves themselves
         self.on_ready = None
         self.wanted: dict = {}  # (operation, output) or leaf -> gradient, for collect
         self.collecting = False
+        self.accumulating = False  # what was collected goes to the leaves' grad
         self.roots = []
         for root, gradient in zip(roots, gradients, strict=True):
             self.start(root, gradient)
@@ -96,10 +127,16 @@ class Walk:
                     f"{root.shape}: pass gradient, of that shape"
                 )
             gradient = Tensor(array_module(root.data).ones_like(root.data))
+        elif not isinstance(gradient, Tensor):
+            raise TypeError(
+                f"gradient must be a Tensor or None, got {type(gradient).__name__}"
+            )
         elif gradient.shape != root.shape:
             raise RuntimeError(
                 f"gradient has shape {gradient.shape}, the result has {root.shape}"
             )
+        elif gradient.dtype != root.dtype:
+            gradient = Cast.apply(gradient, root.dtype)
         self.roots.append((root, gradient))
 
     def collect(self, inputs: list[Tensor]) -> list[Tensor | None]:
@@ -121,13 +158,26 @@ class Walk:
             for edge in node.edges:
                 if edge is not None and not isinstance(edge[0], Op):
                     pending[edge[0]] = pending.get(edge[0], 0) + 1
+        leaves = [root for root, _ in self.roots if root.creator is None]
+        for leaf in leaves:
+            pending[leaf] = pending.get(leaf, 0) + 1
         with set_grad_enabled(self.create_graph):
             for root, gradient in self.roots:
                 self.deliver(root.creator or root, root.output_index, gradient)
-                if root.creator is None and self.on_ready and root not in pending:
-                    self.on_ready(root)
+            for leaf in leaves:
+                self.contributed(leaf, pending)
             while order:
                 self.visit(order.pop(), pending)
+
+    def contributed(self, leaf: Tensor, pending: dict[Tensor, int]) -> None:
+        """Count a consumer of a leaf, which is ready when none is left."""
+        pending[leaf] -= 1
+        if pending[leaf] or self.collecting and leaf not in self.wanted:
+            return
+        if self.accumulating and self.wanted[leaf] is not None:
+            leaf.accumulate(self.wanted[leaf])
+        if self.on_ready:
+            self.on_ready(leaf)
 
     def reachable(self) -> list[Op]:
         """All operations behind the roots, in the order in which they ran."""
@@ -175,14 +225,13 @@ class Walk:
             target, index, shape, dtype = edge
             if g is not None:
                 if g.data.shape != shape:
+                    check_sum_to(g.shape, shape, type(node).__name__)
                     g = SumTo.apply(g, shape)
                 if g.data.dtype != dtype:
                     g = Cast.apply(g, dtype)
                 self.deliver(target, index, g)
             if not isinstance(target, Op):
-                pending[target] -= 1
-                if not pending[target] and self.on_ready:
-                    self.on_ready(target)
+                self.contributed(target, pending)
 
     def deliver(self, target, index: int, g: Tensor) -> None:
         """Add a gradient to what its target has received already."""

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.array.device import canonical_device, to_device
+from minidl.array.device import canonical_device, is_array, to_device
 from minidl.array.dtypes import is_floating_point
 from minidl.autograd.tensor import Tensor
 from minidl.nn.parameter import Parameter
+from minidl.nn.registry import Registry
 
 
 class IncompatibleKeys(NamedTuple):
@@ -18,7 +19,7 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-class Module:
+class Module(Registry):
     """Base of all layers and models, as in PyTorch.
 
     Parameters, buffers and modules that are assigned as attributes are registered,
@@ -28,82 +29,11 @@ class Module:
 
     training: bool
 
-    def __init__(self):
-        self.__dict__.update(training=True, _parameters={}, _buffers={}, _modules={})
-
     def forward(self, *inputs):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs, **options):
         return self.forward(*inputs, **options)
-
-    # Registration -----------------------------------------------------------------
-
-    def __setattr__(self, name: str, value) -> None:
-        tables = self._tables(name)
-        kind = (
-            "_parameters"
-            if isinstance(value, Parameter)
-            else "_modules"
-            if isinstance(value, Module)
-            else next((k for k, table in tables.items() if name in table), None)
-        )
-        if kind is None:
-            object.__setattr__(self, name, value)
-            return
-        if kind == "_parameters" and not isinstance(value, Parameter | None):
-            raise TypeError(
-                f"{name!r} is a parameter: it can become a Parameter or None, "
-                f"not {type(value).__name__}"
-            )
-        for other, table in tables.items():
-            if other != kind:
-                table.pop(name, None)
-        self.__dict__.pop(name, None)
-        tables[kind][name] = value
-
-    def _tables(self, name: str) -> dict[str, dict]:
-        if "_modules" not in self.__dict__:
-            raise AttributeError(
-                f"{type(self).__name__}: call super().__init__() before setting {name!r}"
-            )
-        return {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules")}
-
-    def __getattr__(self, name: str):
-        for kind in ("_parameters", "_buffers", "_modules"):
-            table = self.__dict__.get(kind, {})
-            if name in table:
-                return table[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __delattr__(self, name: str) -> None:
-        for table in self._tables(name).values():
-            if name in table:
-                del table[name]
-                return
-        object.__delattr__(self, name)
-
-    def __dir__(self):
-        tables = (self._parameters, self._buffers, self._modules)
-        return [*super().__dir__(), *(name for table in tables for name in table)]
-
-    def register_buffer(
-        self, name: str, tensor: Tensor | None, persistent=True
-    ) -> None:
-        """Keep a Tensor that is part of the state but is not trained."""
-        self._buffers[name] = tensor
-        if not persistent:
-            self.__dict__.setdefault("_transient", []).append(name)
-
-    def register_parameter(self, name: str, param: Parameter | None) -> None:
-        """Register a parameter by name; None holds the place of one that is absent."""
-        self._parameters[name] = param
-
-    def register_module(self, name: str, module: "Module | None") -> None:
-        """Register a module by name."""
-        self._modules[name] = module
-
-    add_module = register_module
 
     # The tree ---------------------------------------------------------------------
 
@@ -165,7 +95,7 @@ class Module:
             if p is not None:
                 state[prefix + name] = p.detach()
         for name, buffer in self._buffers.items():
-            if buffer is not None and name not in self.__dict__.get("_transient", ()):
+            if buffer is not None and name not in self._transient:
                 state[prefix + name] = buffer.detach()
         for name, module in self.named_children():
             state.update(module.state_dict(f"{prefix}{name}."))
@@ -178,13 +108,13 @@ class Module:
         if `strict`, for names that are missing or unknown.
         """
         own = self.state_dict()
-        missing = [name for name in own if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in own]
+        given = {name: array_of(value) for name, value in state_dict.items()}
+        missing = [name for name in own if name not in given]
+        unexpected = [name for name in given if name not in own]
         wrong = [
-            f"{name} has shape {tuple(own[name].shape)} here and "
-            f"{tuple(state_dict[name].shape)} there"
+            f"{name} has shape {own[name].shape} here and {given[name].shape} there"
             for name in own
-            if name in state_dict and own[name].shape != tuple(state_dict[name].shape)
+            if name in given and own[name].shape != given[name].shape
         ]
         if strict:
             wrong += [f"{name} is missing" for name in missing]
@@ -194,10 +124,8 @@ class Module:
                 f"the state does not fit {type(self).__name__}: {'; '.join(wrong)}"
             )
         for name, tensor in own.items():
-            if name in state_dict:
-                value = state_dict[name]
-                value = value.data if isinstance(value, Tensor) else np.asarray(value)
-                tensor.data[...] = to_device(value, tensor.device)
+            if name in given:
+                tensor.data[...] = to_device(given[name], tensor.device)
         return IncompatibleKeys(missing, unexpected)
 
     # The mode, the place, the type ------------------------------------------------
@@ -250,15 +178,22 @@ class Module:
         return self
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {module!r}" for name, module in self.named_children()]
-        if not lines:
-            return f"{type(self).__name__}({self.extra_repr()})"
-        body = "\n".join(lines).replace("\n", "\n  ")
-        return f"{type(self).__name__}(\n  {body}\n)"
+        name, extra = type(self).__name__, self.extra_repr()
+        children = [f"({key}): {module!r}" for key, module in self.named_children()]
+        if not children:
+            return f"{name}({extra})"
+        body = "\n".join(filter(None, [extra, *children])).replace("\n", "\n  ")
+        return f"{name}(\n  {body}\n)"
 
     def extra_repr(self) -> str:
         """The settings of a layer, for its representation."""
         return ""
+
+
+def array_of(value):
+    """The array of a Tensor, an array itself, or what NumPy makes of anything else."""
+    value = value.data if isinstance(value, Tensor) else value
+    return value if is_array(value) else np.asarray(value)
 
 
 def join(prefix: str, name: str) -> str:

@@ -30,6 +30,8 @@ class Parameter(Tensor):
 
     @data.setter
     def data(self, array):
+        if isinstance(array, Tensor):  # as in PyTorch, where data is a Tensor
+            array = array.data
         if self.storage is None:
             _array.__set__(self, array)
             return
@@ -49,6 +51,14 @@ class Parameter(Tensor):
         self.storage, self.offset = storage, offset
         self.gradient_view = storage.view(storage.grad, offset, self.shape)
         self.grad = before
+
+    def __deepcopy__(self, memo) -> "Parameter":
+        """A copy without a gradient, outside of flat storage."""
+        if id(self) not in memo:
+            copy = type(self)(self.data.copy(), self.requires_grad)
+            copy.name = self.name
+            memo[id(self)] = copy
+        return memo[id(self)]
 
     def move(self, array) -> None:
         """Hold an array of its own, outside of flat storage."""
