@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from differences import check_gradients
+from gradients import check_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
