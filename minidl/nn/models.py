@@ -1,8 +1,9 @@
 """A few whole models."""
 
+from minidl.nn.activation import ReLU
 from minidl.nn.containers import Sequential
 from minidl.nn.layers import Conv2d, Linear
-from minidl.nn.simple import Flatten, MaxPool2d, ReLU
+from minidl.nn.simple import Flatten, MaxPool2d
 
 
 class MLP(Sequential):
