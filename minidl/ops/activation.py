@@ -53,7 +53,7 @@ relu_kernel = Kernel("relu", "x", "y", body="y = where(x <= 0, 0, x);")
 sigmoid_kernel = Pointwise("sigmoid", "x", "sigmoid(x)").kernel
 tanh_kernel = Pointwise("tanh", "x", "tanh(x)").kernel
 # Their gradients in terms of the result: the argument need not be kept
-relu_gradient = Pointwise("relu_gradient", "g y", "where(y > 0, g, 0)")
+relu_gradient = Pointwise("relu_gradient", "g y", "where(y <= 0, 0, g)")
 sigmoid_gradient = Pointwise("sigmoid_gradient", "g y", "g * y * (1 - y)")
 tanh_gradient = Pointwise("tanh_gradient", "g y", "g * (1 - y * y)")
 
