@@ -251,7 +251,7 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """Division by the root mean square over the last dimensions, of normalized_shape."""
+    """Division by the root mean square over the last dimensions."""
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ tanh_gradient = Pointwise("tanh_gradient", "g y", "g * (1 - y * y)")
 
 
 class FromResult(Op):
-    """y = f(x) where f'(x) is a function of y, which the next operation keeps anyway."""
+    """y = f(x) where f'(x) is a function of y, which the next op keeps anyway."""
 
     def forward(self, x, kernel, gradient):
         y = kernel(x)

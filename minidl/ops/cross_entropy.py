@@ -153,7 +153,7 @@ def nll_loss(
 
 
 def of_labels(name, terms_of, input, target, weight, ignore_index) -> tuple:
-    """terms_of(scores, labels) times each label's weight, and the sum of the weights."""
+    """terms_of(scores, labels) times their weights, and the sum of the weights."""
     if input.ndim == 1:
         if target.ndim:
             refuse_shape(name, input, target)
