@@ -191,6 +191,9 @@ def test_softmax_edges(function, xp):
     )
     huge = function(md.tensor(xp.asarray([1e4, -1e4, 1e4], "f4")), 0)
     assert np.isfinite(huge.numpy()).all()
+    apart = function(md.tensor(xp.asarray([1e4, 1e4 + 1], "f4")), 0).numpy()
+    first = 1 / (1 + np.e) if function is F.softmax else -np.log(1 + np.e)
+    np.testing.assert_allclose(apart[0], first, rtol=1e-6)
     half = function(md.tensor(xp.zeros(4000, "f2")), 0)
     assert half.dtype == np.float16
     expected = 1 / 4000 if function is F.softmax else -np.log(4000)

@@ -9,6 +9,19 @@ from math import prod
 import numpy
 
 from .device import Array, array_module
+from .kernel import Kernel
+
+centre = Kernel("centre", "x mean", "d", body="d = x - mean;")
+scale_and_shift = Kernel(
+    "scale_and_shift", "d scale w b", "y", body="y = d * scale * w + b;"
+)
+scaled_product = Kernel("scaled_product", "g d scale", "y", body="y = g * d * scale;")
+uncentre = Kernel(
+    "uncentre",
+    "g d w offset along scale",
+    "gx",
+    body="gx = (g * w - offset - d * along) * scale;",
+)
 
 
 def standardize(x: Array, w, b, dims, eps: float, centred: bool) -> tuple:
@@ -18,20 +31,24 @@ def standardize(x: Array, w, b, dims, eps: float, centred: bool) -> tuple:
     dims with size 1; w and b may be None.
     """
     xp, wide = array_module(x), wide_type(x)
+    count = prod(x.shape[d] for d in dims)
+    mean = xp.zeros((1,) * x.ndim, wide)
     if centred:
-        mean = x.mean(axis=dims, keepdims=True, dtype=wide)
-        y = xp.subtract(x, mean, dtype=wide)
-    else:
-        mean, y = xp.zeros((1,) * x.ndim, wide), x.astype(wide)
-    var = xp.square(y).mean(axis=dims, keepdims=True)
+        mean = summed(x.astype(wide, copy=False), None, dims) / count
+    d = deviations(x, mean, wide, centred)
+    var = summed(d, d, dims) / count
+    one, zero = xp.ones_like(mean), xp.zeros_like(mean)
+    y = d if centred and wide == x.dtype else xp.empty(x.shape, x.dtype)
     scale = 1 / xp.sqrt(var + eps)
-    together = w is not None and is_constant_over(w, dims, x.ndim)
-    y *= scale * w if together else scale
-    if w is not None and not together:
-        y *= w
-    if b is not None:
-        y += b
-    return y.astype(x.dtype, copy=False), mean, var
+    scale_and_shift(d, scale, one if w is None else w, zero if b is None else b, out=y)
+    return y, mean, var
+
+
+def deviations(x: Array, mean: Array, wide, centred: bool) -> Array:
+    """x - mean in the wide type, a new array; x itself where the mean is taken as 0."""
+    if not centred:
+        return x.astype(wide, copy=False)
+    return centre(x, mean, out=array_module(x).empty(x.shape, wide))
 
 
 def standardize_gradient(
@@ -45,25 +62,44 @@ def standardize_gradient(
     xp, wide = array_module(x), wide_type(x)
     count = prod(x.shape[d] for d in dims)
     scale = 1 / xp.sqrt(var + eps)
-    xhat = xp.subtract(x, mean, dtype=wide)
-    xhat *= scale
-    gw = xp.multiply(g, xhat, dtype=wide)
+    g = g.astype(wide, copy=False)
+    d = deviations(x, mean, wide, centred)
     if w is None or is_constant_over(w, dims, x.ndim):
         # w goes in front of the sums, which are the gradients of w and b
-        h, gb = g, g.sum(axis=dims, keepdims=True, dtype=wide)
-        gw = gw.sum(axis=dims, keepdims=True)
-        along, offset = gw / count, gb / count
-        scale = scale if w is None else scale * w
+        gb, gw = summed(g, None, dims), summed(g, d, dims) * scale
+        along, offset = gw, gb
+        last, w = scale if w is None else scale * w, xp.ones_like(mean)
     else:
-        h, gb = xp.multiply(g, w, dtype=wide), g
-        along = (gw * w).mean(axis=dims, keepdims=True)
-        offset = h.mean(axis=dims, keepdims=True)
-    xhat *= along
-    gx = xp.subtract(h, xhat, out=xhat)
-    if centred:
-        gx -= offset
-    gx *= scale
+        gb, gw = g, scaled_product(g, d, scale)
+        stretched = xp.broadcast_to(w, g.shape)
+        along, offset = summed(gw, stretched, dims), summed(g, stretched, dims)
+        last = scale
+    offset = offset / count if centred else xp.zeros_like(mean)
+    gx = d if centred else xp.empty(x.shape, wide)
+    uncentre(g, d, w, offset, along / count * scale, last, out=gx)
     return gx, gw, gb
+
+
+def summed(a: Array, b, dims) -> Array:
+    """sum(a b) over dims, which stay with size 1; sum(a) where b is None.
+
+    On a CPU the last of the dims are summed as products of rows, without a copy of
+    a b: several times the speed of NumPy's sum.
+    """
+    inner = a.ndim
+    while inner - 1 in dims:
+        inner -= 1
+    length = prod(a.shape[inner:])
+    if array_module(a) is not numpy or length == 1:
+        return (a if b is None else a * b).sum(axis=dims, keepdims=True)
+    rows = a.reshape(-1, length)
+    if b is None:
+        totals = rows @ numpy.ones(length, a.dtype)
+    else:
+        totals = numpy.einsum("ij,ij->i", rows, b.reshape(-1, length))
+    totals = totals.reshape(*a.shape[:inner], *[1] * (a.ndim - inner))
+    outer = tuple(d for d in dims if d < inner)
+    return totals.sum(axis=outer, keepdims=True) if outer else totals
 
 
 def wide_type(x: Array) -> numpy.dtype:

@@ -3,6 +3,7 @@
 from math import prod
 
 from minidl.array.device import array_module, on_gpu
+from minidl.array.rows import add_rows
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 
@@ -27,7 +28,7 @@ class AddRows(Op):
     """A table of zeros with each row of g added to the row that its index names.
 
     The row `padding` stays zero; `by_frequency` divides each row by how often it is
-    named. Repeated indices are added in their order on a CPU, in any order on a GPU.
+    named.
     """
 
     def forward(self, g, index, rows, padding, by_frequency, out):
@@ -36,9 +37,8 @@ class AddRows(Op):
         xp = array_module(g)
         width = g.shape[index.ndim :]
         out = xp.empty((rows, *width), g.dtype) if out is None else out
-        out[...] = 0
         flat = index.reshape(-1)
-        xp.add.at(out, flat, g.reshape(flat.size, *width))
+        add_rows(out, flat, g.reshape(flat.size, *width))
         if padding is not None:
             out[padding] = 0
         if by_frequency:
