@@ -29,6 +29,14 @@ from minidl.nn.activation import (
     Threshold,
 )
 from minidl.nn.attention import MultiheadAttention
+from minidl.nn.batch_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+)
 from minidl.nn.containers import ModuleList, Sequential
 from minidl.nn.embedding import Embedding
 from minidl.nn.layers import Conv1d, Conv2d, Conv3d, Linear
@@ -51,18 +59,7 @@ from minidl.nn.loss import (
 )
 from minidl.nn.models import MLP, SmallCNN
 from minidl.nn.module import Module
-from minidl.nn.norm import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LocalResponseNorm,
-    RMSNorm,
-)
+from minidl.nn.norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
 from minidl.nn.parameter import Parameter
 from minidl.nn.simple import Flatten, MaxPool2d
 

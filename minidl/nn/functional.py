@@ -29,28 +29,24 @@ from minidl.ops.cross_entropy import cross_entropy, nll_loss
 from minidl.ops.distance import cosine_similarity, normalize, triplet_margin_loss
 from minidl.ops.dropout import dropout
 from minidl.ops.embedding import embedding, one_hot
-from minidl.ops.linear import linear
-from minidl.ops.loss import (
+from minidl.ops.layer_norm import group_norm, layer_norm, local_response_norm, rms_norm
+from minidl.ops.likelihood import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     gaussian_nll_loss,
+    kl_div,
+    poisson_nll_loss,
+)
+from minidl.ops.linear import linear
+from minidl.ops.loss import (
     hinge_embedding_loss,
     huber_loss,
-    kl_div,
     l1_loss,
     margin_ranking_loss,
     mse_loss,
-    poisson_nll_loss,
     smooth_l1_loss,
 )
-from minidl.ops.norm import (
-    batch_norm,
-    group_norm,
-    instance_norm,
-    layer_norm,
-    local_response_norm,
-    rms_norm,
-)
+from minidl.ops.norm import batch_norm, instance_norm
 from minidl.ops.pool import avg_pool2d, max_pool2d
 from minidl.ops.softmax import log_softmax, softmax
 
