@@ -51,7 +51,7 @@ class Deviation(Op):
         self.save_for_backward(g if self.edges[1] is not None else None, p, labels)
         xp = array_module(p)
         y = p * xp.expand_dims(g, 1)
-        places = list(xp.indices(labels.shape, sparse=True))
+        places = list(xp.ix_(*[xp.arange(n) for n in labels.shape]))
         places.insert(1, labels)
         y[tuple(places)] -= g
         return y
@@ -118,7 +118,7 @@ def minus_sum(scores: Tensor, target: Tensor, weight, ignore_index: int) -> Tens
     dim = min(1, scores.ndim - 1)
     if weight is not None:
         scores = scores * weight.reshape(-1, *[1] * (scores.ndim - 1 - dim))
-    valid = array_module(target.data).asarray(target.data != ignore_index)
+    valid = target.data != ignore_index
     return -scores.sum(dim) * Tensor(valid.astype(scores.dtype))
 
 
