@@ -4,10 +4,10 @@ from math import erf, sqrt
 
 import numpy as np
 import pytest
+from gradients import check_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from projections import check_gradients
 
 import minidl as md
 import minidl.nn.functional as F

@@ -120,34 +120,3 @@ def test_a_wrong_source_does_not_compile(nvrtc):
         compile_cuda(
             'extern "C" __global__ void f(float* x) { x = undeclared; }', "sm_90"
         )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "wide"),
-    [("float16", "float"), ("float32", "float"), ("float64", "double")],
-)
-def test_the_kernel_of_an_embedding_s_gradient_compiles(nvrtc, dtype, wide):
-    from cupy._core import _carray, _kernel, _scalar
-
-    from minidl.array.rows import _gather_rows
-
-    made, integer = _gather_rows(wide), numpy.dtype("int64")
-    wanted = (numpy.dtype(dtype), integer, integer, integer)
-    arrays, outs, types = made._decide_params_type(wanted, wanted[:1])
-    info = [
-        _kernel._ArgInfo(1, cupy.ndarray, numpy.dtype(t), 1, True, True)
-        for t in (*arrays[:3], *outs)
-    ]
-    info.insert(3, _kernel._ArgInfo(3, _scalar.CScalar, integer, 0, True, True))
-    info.append(_kernel._ArgInfo(2, _carray.Indexer, None, 1, True, True))
-    code = _kernel._get_elementwise_kernel_code(
-        tuple(info),
-        types,
-        made.params,
-        made.operation,
-        made.name,
-        made.preamble,
-        **made.kwargs,
-    )
-    assert compile_cuda(code, "sm_80")[1:4] == b"ELF"

@@ -10,8 +10,8 @@ from minidl.nn.module import Module
 from minidl.nn.parameter import Parameter
 from minidl.ops.attention import attention_weights
 from minidl.ops.elementwise import where
-from minidl.ops.index import PutItem
 from minidl.ops.linear import matmul
+from minidl.ops.pieces import cat
 
 
 class MultiheadAttention(Module):
@@ -117,8 +117,9 @@ class MultiheadAttention(Module):
             k, v = (with_row(x.permute(2, 0, 1, 3)).permute(1, 2, 0, 3) for x in (k, v))
         mask = self.mask(attn_mask, key_padding_mask, n, q.shape[2], positions, q)
         if mask is not None and k.shape[2] > positions:  # the rows added may be seen
-            full = (*mask.shape[:-1], k.shape[2])
-            mask = PutItem.apply(mask, (..., slice(positions)), full)
+            xp = array_module(mask.data)
+            more = (*mask.shape[:-1], k.shape[2] - positions)
+            mask = cat([mask, Tensor(xp.zeros(more, mask.dtype))], -1)
         weights = attention_weights(q, k, mask, False, None)
         weights = F.dropout(weights, self.dropout, self.training)
         y = matmul(weights, v).permute(2, 0, 1, 3).reshape(-1, n, self.embed_dim)
@@ -173,9 +174,7 @@ def additive(mask: Tensor, like: Tensor) -> Tensor:
 
 def with_row(x: Tensor, row: Tensor | None = None) -> Tensor:
     """x with one more entry along dim 0, zeros or `row`."""
-    shape = (x.shape[0] + 1, *x.shape[1:])
-    longer = PutItem.apply(x, (slice(x.shape[0]),), shape)
+    shape = (1, *x.shape[1:])
     if row is None:
-        return longer
-    row = row.expand(1, *x.shape[1:])
-    return longer + PutItem.apply(row, (slice(x.shape[0], None),), shape)
+        row = Tensor(array_module(x.data).zeros(shape, x.dtype))
+    return cat([x, row.expand(shape)])

@@ -3,28 +3,13 @@
 from numpy import broadcast_shapes
 
 from minidl.autograd.tensor import Tensor
-from minidl.ops.elementwise import abs, minimum, pow, where
+from minidl.ops.elementwise import minimum
 from minidl.ops.loss import older, reduced
+from minidl.ops.magnitude import norm
 from minidl.ops.operands import matched
 from minidl.ops.pointwise import Pointwise
-from minidl.ops.reduce import normal_dims
-from minidl.ops.reduce import sum as sum_over
 
 at_least = Pointwise("at_least", "x", "where(x < low, low, x)", "low")
-root = Pointwise("root", "x", "where(x > 0, sqrt(x), x)")  # 0 has the gradient 1
-
-
-def norm(input: Tensor, p: float, dim, keepdim: bool = False) -> Tensor:
-    """sum(|x|^p)^(1/p) along dim"""
-    dims = normal_dims(dim, input.ndim)
-    nonzero = Tensor(input.data != 0)
-    if p == 0:
-        return sum_over(nonzero, dims, keepdim, dtype=input.dtype)
-    if p == 2:
-        return root(sum_over(input * input, dims, keepdim))
-    size = abs(where(nonzero, input, 1.0))
-    powers = where(nonzero, pow(size, p), 0.0 if p > 0 else float("inf"))
-    return pow(sum_over(powers, dims, keepdim), 1 / p)
 
 
 def normalize(

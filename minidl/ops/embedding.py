@@ -3,7 +3,7 @@
 from math import prod
 
 from minidl.array.device import array_module, on_gpu
-from minidl.array.rows import add_rows
+from minidl.array.scatter import add_rows
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 
@@ -37,6 +37,7 @@ class AddRows(Op):
         xp = array_module(g)
         width = g.shape[index.ndim :]
         out = xp.empty((rows, *width), g.dtype) if out is None else out
+        out[...] = 0
         flat = index.reshape(-1)
         add_rows(out, flat, g.reshape(flat.size, *width))
         if padding is not None:

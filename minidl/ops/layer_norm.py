@@ -8,7 +8,7 @@ import numpy
 from minidl.array.device import array_module
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
-from minidl.ops.elementwise import pow
+from minidl.ops.arithmetic import pow
 from minidl.ops.norm import Standardize, affine, scaled
 
 

@@ -10,7 +10,7 @@ from minidl.array.standardize import standardize, standardize_gradient
 from minidl.autograd.function import Op
 from minidl.autograd.mode import recording
 from minidl.autograd.tensor import Tensor
-from minidl.ops.elementwise import pow
+from minidl.ops.arithmetic import pow
 from minidl.ops.operands import cast
 from minidl.ops.reduce import sum as sum_over
 
