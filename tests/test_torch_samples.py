@@ -49,10 +49,10 @@ def is_random(name: str, sample) -> bool:
 
 def ours(name: str):
     """The function of minidl that PyTorch calls by this name, or None."""
-    if name.startswith("nn.functional."):
-        return getattr(F, name.removeprefix("nn.functional."), None)
     if name in CALLS:
         return CALLS[name]
+    if name.startswith("nn.functional."):
+        return getattr(F, name.removeprefix("nn.functional."), None)
     found = getattr(md, NAMES.get(name, name), None)
     if found is None or isinstance(found, type):  # a method, as float or __getitem__
         found = getattr(md.Tensor, NAMES.get(name, name), None)
