@@ -1,6 +1,7 @@
 """The engine: tensors, operations, and the walk back through them."""
 
 from minidl.autograd.checkpoint import checkpoint
+from minidl.autograd.differentiate import backward, grad
 from minidl.autograd.function import Function
 from minidl.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from minidl.autograd.mode import (
@@ -10,7 +11,6 @@ from minidl.autograd.mode import (
     set_grad_enabled,
 )
 from minidl.autograd.tensor import Tensor
-from minidl.autograd.walk import backward, grad
 
 __all__ = [
     "Function",

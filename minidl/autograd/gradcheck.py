@@ -14,9 +14,9 @@ import numpy as np
 
 from minidl.array.device import to_numpy
 from minidl.array.random import Generator, normal
+from minidl.autograd.differentiate import grad
 from minidl.autograd.mode import enable_grad
 from minidl.autograd.tensor import Tensor
-from minidl.autograd.walk import grad
 
 
 class GradcheckError(RuntimeError):

@@ -1,7 +1,7 @@
 """Tensor: an array, its gradient, and the operation that made it.
 
 The mathematics is not here: `minidl.ops` binds operators and methods to this class,
-and `minidl.autograd.walk` its `backward`.
+and `minidl.autograd.differentiate` its `backward`.
 """
 
 import numpy as np
