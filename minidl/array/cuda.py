@@ -32,10 +32,10 @@ def run(kernel, inputs, outs, values) -> tuple:
             f"kernel {kernel.name!r} needs its arrays on one device, "
             f"got them on {', '.join(devices)}"
         )
+    arguments.check_scalars(kernel, values)
     values = [v.item() if isinstance(v, numpy.ndarray) else v for v in values]
     T, dtypes, scalars = arguments.signature(kernel, inputs, outs, values)
     shape = arguments.common_shape(kernel, inputs, outs)
-    arguments.check_scalars(kernel, values)
     near = arguments.check_outputs(kernel, inputs, present)
     inputs = [x.copy() if k in near else x for k, x in enumerate(inputs)]
     key = (T, *(dtype is None for dtype in scalars.values()))
