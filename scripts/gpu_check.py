@@ -30,13 +30,13 @@ import gpu_tests  # noqa: E402
 from minidl.array.device import canonical_device, cupy_module  # noqa: E402
 from minidl.array.errors import DeviceError  # noqa: E402
 
-SECTIONS = {  # name: (generator of rows, seconds that it may take)
-    "kernels": (gpu_checks.kernels, 130),
-    "windows": (gpu_checks.windows, 45),
-    "training": (gpu_checks.training, 35),
-    "tests": (gpu_tests.tests, 130),
+SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
+    "kernels": (gpu_checks.kernels, 100),
+    "windows": (gpu_checks.windows, 40),
+    "training": (gpu_checks.training, 30),
+    "tests": (gpu_tests.tests, 185),
     "adam": (gpu_benchmarks.adam, 50),
-    "elementwise": (gpu_benchmarks.elementwise, 30),
+    "elementwise": (gpu_benchmarks.elementwise, 20),
     "steps": (gpu_benchmarks.steps, 50),
 }
 
