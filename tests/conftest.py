@@ -13,6 +13,7 @@ import minidl
 from minidl.array import compiler
 from minidl.array.device import cupy_module, gpu_available
 from minidl.array.kernel import Kernel
+from minidl.ops.pointwise import Pointwise
 
 settings.register_profile(
     "minidl", deadline=None, derandomize=True, max_examples=30, database=None
@@ -58,3 +59,15 @@ def all_kernels() -> dict[str, Kernel]:
             importlib.import_module(module.name)
     made = Kernel.registry.items()
     return {name: kernel for name, kernel in made if not name.startswith("test_")}
+
+
+@cache
+def derived_kernels() -> dict[str, Kernel]:
+    """Those of first and second derivatives, which are otherwise made when needed."""
+    known = [*all_kernels(), *Kernel.registry]
+    for _ in range(2):
+        for function in [x for x in gc.get_objects() if type(x) is Pointwise]:
+            for position, _ in enumerate(function.arguments):
+                function.gradient(position)
+    made = Kernel.registry.items()
+    return {name: kernel for name, kernel in made if name not in known}

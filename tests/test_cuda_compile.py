@@ -6,11 +6,12 @@ without a device, through names of CuPy 14 that are not public.
 
 import numpy
 import pytest
-from conftest import all_kernels
+from conftest import all_kernels, derived_kernels
 
 from minidl.array.arguments import signature
-from minidl.array.cuda import elementwise
+from minidl.array.cuda import OPTIONS, elementwise
 from minidl.array.device import bfloat16
+from minidl.array.kernel import Kernel
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 if int(cupy.__version__.split(".")[0]) != 14:
@@ -20,31 +21,42 @@ KERNELS = all_kernels()
 FLOATS = ["float32", "float64", "float16", *([] if bfloat16 is None else [bfloat16])]
 
 
-def cuda_source(kernel, dtype, arrays_as_scalars, name):
-    """The CUDA C++ that CuPy would compile for arrays of this dtype."""
+def cuda_source(kernel, dtypes, scalars, name, ndim=1):
+    """The CUDA C++ that CuPy would compile.
+
+    For arrays of these dtypes (or all of one) and of so many dimensions, 1 standing
+    for contiguous ones. `scalars` says what scalars are: "number", or arrays of
+    one element and "0-d" or "1-d".
+    """
     from cupy._core import _carray, _kernel, _scalar
 
-    arrays = [numpy.empty(1, dtype) for _ in kernel.names]
-    wide = kernel.compute or numpy.dtype(dtype)
-    values = [numpy.ones(1, wide) if arrays_as_scalars else 1 for _ in kernel.scalars]
+    if not isinstance(dtypes, list):
+        dtypes = [dtypes] * len(kernel.names)
+    arrays = [numpy.empty(1, dtype) for dtype in dtypes]
+    wide = kernel.compute or arrays[0].dtype
+    values = [1 if scalars == "number" else numpy.ones(1, wide) for _ in kernel.scalars]
     first = len(kernel.inputs)
-    T, dtypes, scalars = signature(kernel, arrays[:first], arrays[first:], values)
-    made = elementwise(kernel, T, scalars)
-    kinds = [*(dtypes[name] for name in kernel.inputs), *scalars.values()]
+    T, dtypes, kinds = signature(kernel, arrays[:first], arrays[first:], values)
+    made = elementwise(kernel, T, kinds)
+    kinds = [*(dtypes[name] for name in kernel.inputs), *kinds.values()]
     outs = tuple(dtypes[name] for name in kernel.outputs)
     filled = tuple(T if kind is None else kind for kind in kinds)
     in_types, out_types, types = made._decide_params_type(filled, outs)
+
+    def array(dtype, ndim, flat):  # small flat arrays are indexed with 32 bits
+        of = numpy.dtype(dtype)
+        return _kernel._ArgInfo(1, cupy.ndarray, of, ndim, flat, flat)
+
     info = [
         _kernel._ArgInfo(3, _scalar.CScalar, numpy.dtype(t), 0, True, True)
         if kind is None
-        else _kernel._ArgInfo(1, cupy.ndarray, numpy.dtype(t), 1, True, True)
-        for kind, t in zip(kinds, in_types, strict=True)
+        else array(t, ndim, ndim == 1)
+        if position < first
+        else array(t, int(scalars[0]), True)
+        for position, (kind, t) in enumerate(zip(kinds, in_types, strict=True))
     ]
-    info += [
-        _kernel._ArgInfo(1, cupy.ndarray, numpy.dtype(t), 1, True, True)
-        for t in out_types
-    ]
-    info.append(_kernel._ArgInfo(2, _carray.Indexer, None, 1, True, True))
+    info += [array(t, ndim, ndim == 1) for t in out_types]
+    info.append(_kernel._ArgInfo(2, _carray.Indexer, None, ndim, True, ndim == 1))
     return _kernel._get_elementwise_kernel_code(
         tuple(info),
         types,
@@ -56,8 +68,8 @@ def cuda_source(kernel, dtype, arrays_as_scalars, name):
     )
 
 
-def compile_cuda(source, architecture):
-    """The machine code for that architecture, by NVRTC."""
+def compile_cuda(source, architecture, method="cubin", options=OPTIONS):
+    """The machine code (or, with method "ptx", its text) by NVRTC."""
     from cupy._core import core
     from cupy.cuda import compiler
 
@@ -67,9 +79,22 @@ def compile_cuda(source, architecture):
         "-ftz=true",
         "--device-as-default-execution-space",
         f"-arch={architecture}",
+        *options,
     )
-    program = compiler._NVRTCProgram(headers + source, "kernel.cu", method="cubin")
+    program = compiler._NVRTCProgram(headers + source, "kernel.cu", method=method)
     return program.compile(options)[0]
+
+
+def compile_together(sources, architectures=("sm_80", "sm_90")):
+    """Compile all for each architecture: most of the time goes into the headers."""
+    headers, bodies = {}, []
+    for source in sources:
+        lines = [line.strip() for line in source.splitlines()]
+        headers |= dict.fromkeys(x for x in lines if x.startswith("#include"))
+        body = "\n".join(x for x in lines if not x.startswith("#include"))
+        bodies.append(f"namespace n{len(bodies)} {{\n{body}\n}}")
+    for architecture in architectures:
+        yield compile_cuda("\n".join([*headers, *bodies]), architecture)
 
 
 @pytest.fixture(scope="session")
@@ -91,28 +116,62 @@ def signatures(kernel):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_compiles_for_gpus(nvrtc, name):
-    # one text for all dtypes, since most of the time goes into CuPy's headers
-    kernel, headers, bodies = KERNELS[name], {}, []
-    for as_arrays in (False, True) if kernel.scalars else (False,):
-        for dtype in signatures(kernel):
-            source = cuda_source(kernel, dtype, as_arrays, f"{name}_{len(bodies)}")
-            lines = [line.strip() for line in source.splitlines()]
-            headers |= dict.fromkeys(x for x in lines if x.startswith("#include"))
-            body = "\n".join(x for x in lines if not x.startswith("#include"))
-            bodies.append(f"namespace n{len(bodies)} {{\n{body}\n}}")
-    for architecture in ("sm_80", "sm_90"):
-        code = compile_cuda("\n".join([*headers, *bodies]), architecture)
+    kernel = KERNELS[name]
+    cases = [
+        (dtype, scalars, ndim)
+        for dtype in signatures(kernel)
+        for scalars, ndim in (("number", 1), ("1-d", 3))
+    ]
+    sources = [
+        cuda_source(kernel, dtype, scalars, f"{name}_{k}", ndim)
+        for k, (dtype, scalars, ndim) in enumerate(cases)
+    ]
+    for code in compile_together(sources):
         assert code[1:4] == b"ELF"
-        assert all(f"{name}_{k}".encode() in code for k in range(len(bodies)))
+        assert all(f"{name}_{k}".encode() in code for k in range(len(cases)))
+
+
+@pytest.mark.slow
+def test_derivatives_compile_for_gpus(nvrtc):
+    sources = [
+        cuda_source(kernel, dtype, "number", f"derived_{k}_{ndim}", ndim)
+        for k, kernel in enumerate(derived_kernels().values())
+        for dtype, ndim in (("float32", 1), ("float16", 3))
+    ]
+    for first in range(0, len(sources), 64):
+        for code in compile_together(sources[first : first + 64], ["sm_90"]):
+            assert code[1:4] == b"ELF"
 
 
 @pytest.mark.slow
 def test_every_part_of_the_language_compiles(nvrtc):
-    from test_kernel import EVERYTHING
+    from test_kernel import EVERYTHING, MIX
 
-    for dtype in FLOATS:
-        source = cuda_source(EVERYTHING, dtype, False, "everything")
-        assert compile_cuda(source, "sm_90")[1:4] == b"ELF"
+    mixtures = [*FLOATS, ["float16", "int64", "float64", "bool"]]
+    mixtures += [["bool", "uint8", "float32", "float16"]]
+    sources = [
+        cuda_source(EVERYTHING, dtypes, scalars, f"everything_{k}_{ndim}", ndim)
+        for k, dtypes in enumerate(mixtures)
+        for scalars, ndim in (("number", 4), ("0-d", 1))
+    ]
+    whole = ["int32", "uint64", ["uint8", "int16", "bool"]]
+    sources += [
+        cuda_source(MIX, dtypes, "number", f"mix_{k}") for k, dtypes in enumerate(whole)
+    ]
+    for code in compile_together(sources):
+        assert code[1:4] == b"ELF"
+
+
+def test_sums_of_products_are_rounded_as_on_a_cpu(nvrtc):
+    axpy = Kernel("test_rounding", "x", "y", "a", "y += a * x;")
+    source = cuda_source(axpy, "float32", "number", "axpy")
+    del Kernel.registry["test_rounding"]
+
+    def text(options):
+        ptx = compile_cuda(source, "compute_90", "ptx", options)
+        return ptx if isinstance(ptx, str) else ptx.decode()
+
+    assert "fma." in text(()) and "fma." not in text(OPTIONS)
 
 
 def test_a_wrong_source_does_not_compile(nvrtc):

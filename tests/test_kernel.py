@@ -7,7 +7,7 @@ import sys
 
 import numpy
 import pytest
-from conftest import all_kernels
+from conftest import all_kernels, derived_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,6 +206,11 @@ def test_every_kernel_agrees_with_its_numpy_form(name):
     kernel(*arrays[:first], out=tuple(arrays[first:]), **scalars)
     for got, wanted in zip(arrays[first:], expected, strict=True):
         numpy.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_derivatives_name_their_arguments_apart():
+    for name, kernel in derived_kernels().items():
+        assert len(dict.fromkeys(kernel.names)) == len(kernel.names), name
 
 
 # --- shapes, strides, aliases

@@ -55,7 +55,7 @@ R = md.tensor(np.array([0.1, 0.2, 0.3])), md.tensor(np.array([0.5, 1.0, 2.0]))
 FUNCTIONS = [  # function of (x, weight, bias), shape of x, shape of weight
     (in_training, (4, 3, 2), (3,)),
     (in_training, (4, 3), (3,)),
-    (lambda x, *p: F.batch_norm(x, *R, *p), (2, 3, 4), (3,)),
+    (lambda x, *p: F.batch_norm(x, *(r.to(x.device) for r in R), *p), (2, 3, 4), (3,)),
     (lambda x, *p: F.layer_norm(x, (3, 2), *p), (4, 3, 2), (3, 2)),
     (lambda x, *p: F.layer_norm(x, 4, *p), (3, 4), (4,)),
     (lambda x, *p: F.group_norm(x, 2, *p), (2, 4, 3), (4,)),

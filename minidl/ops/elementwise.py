@@ -60,7 +60,10 @@ class Where(Op):
 
     def forward(self, condition, a, b):
         self.save_for_backward(condition)
-        return array_module(condition).where(condition, a, b)
+        y = array_module(condition).where(condition, a, b)
+        # CuPy's where makes bfloat16 float32
+        dtype = getattr(a, "dtype", getattr(b, "dtype", y.dtype))
+        return y.astype(dtype, copy=False)
 
     def backward(self, g):
         (condition,) = self.saved_tensors
@@ -207,7 +210,9 @@ class Clamp(Op):
 
     def forward(self, x, low, high):
         self.save_for_backward(x, low, high)
-        return array_module(x).clip(x, low, high)
+        xp = array_module(x)  # its clip is no choice: CuPy's has no bfloat16
+        y = x if low is None else xp.maximum(x, low)
+        return y if high is None else xp.minimum(y, high)
 
     def backward(self, g):
         x, low, high = self.saved_tensors

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from minidl.array.device import array_module
+from minidl.array.dtypes import BFLOAT16, DEFAULT_FLOAT
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.elementwise import maximum, minimum
@@ -146,6 +147,8 @@ def position(name: str, input: Tensor, dim: int | None, keepdim: bool) -> Tensor
 def order(input: Tensor, dim: int, descending: bool):
     """The indices that sort; equals keep their order, NaN counts as the largest."""
     xp, x = array_module(input.data), input.data
+    if x.dtype == BFLOAT16:  # which CuPy cannot sort
+        x = x.astype(DEFAULT_FLOAT)
     if not descending:
         return xp.argsort(x, axis=dim, kind="stable")
     # sorted from behind and read from behind, equals are in order again

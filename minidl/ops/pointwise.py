@@ -41,7 +41,9 @@ class Pointwise:
             slope = calculus.derivative(self.expression, name)
             used = calculus.names(slope)
             needed = [i for i, other in enumerate(self.arguments) if other in used]
-            g = "g" * (1 + sum(set(other) == {"g"} for other in self.arguments))
+            g = "g"
+            while g in self.arguments:
+                g += "g"
             function = None
             if slope != "0":
                 function = Pointwise(

@@ -1,0 +1,232 @@
+"""The measurements of gpu_check: rows whose `ok` is None, times as medians.
+
+PyTorch is measured beside minidl where it is installed, in the same process on the
+same stream. With NumPy in CuPy's place the same code measures the CPU.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import numpy as np
+from gpu_checks import largest_error, train_step, verdict
+
+import minidl
+from minidl import nn, optim
+from minidl.array.device import bfloat16, to_numpy
+from minidl.array.kernel import Kernel
+from minidl.array.random import normal
+from minidl.autograd import Tensor
+
+ADAM_BYTES = 28  # a parameter: g, p, m, v are read, p, m, v written, 4 bytes each
+STREAMED = ("relu", "relu_gradient", "gelu", "tanh", "sgd")  # by Kernel.registry
+
+
+def device_of(xp) -> str:
+    return "cpu" if xp is np else "cuda"
+
+
+def milliseconds(
+    xp, function: Callable, inner: int = 10, repeats: int = 11, warmup: int = 3
+) -> float:
+    """The median time of one call, of `repeats` measurements of `inner` calls each.
+
+    Between events on the device: several calls, so that launches are queued and the
+    time is the device's wherever that is the slower side.
+    """
+    for _ in range(warmup):
+        function()
+    times = []
+    for _ in range(repeats):
+        if xp is np:
+            start = time.perf_counter()
+            for _ in range(inner):
+                function()
+            times.append((time.perf_counter() - start) * 1e3 / inner)
+            continue
+        start, stop = xp.cuda.Event(), xp.cuda.Event()
+        xp.cuda.get_current_stream().synchronize()
+        start.record()
+        for _ in range(inner):
+            function()
+        stop.record()
+        stop.synchronize()
+        times.append(xp.cuda.get_elapsed_time(start, stop) / inner)
+    return median(times)
+
+
+def torch_or_none(xp):
+    """PyTorch, where it is installed and sees the device; float32 without TF32."""
+    if xp is np or importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch
+
+
+def free_memory(xp) -> int:
+    """Bytes, after the pool has given back what it does not use."""
+    if xp is np:
+        return 2 << 30
+    xp.get_default_memory_pool().free_all_blocks()
+    return xp.cuda.runtime.memGetInfo()[0]
+
+
+def copy_rate(xp, quick: bool) -> float:
+    """GB/s of a device-to-device copy, bytes read and bytes written both counted."""
+    count = (1 << 20) if xp is np else (1 << 26 if quick else 1 << 29)
+    source = normal((count,), device=device_of(xp))
+    target = xp.empty_like(source)
+
+    def copy():
+        target[...] = source
+
+    return 2 * source.nbytes / milliseconds(xp, copy) / 1e6
+
+
+def per_second(count: float, ms: float, copy: float) -> dict:
+    rate = count / ms / 1e6
+    return {"ms": ms, "gb_per_s": rate, "share_of_copy": rate / copy}
+
+
+# --- Adam
+
+
+def adam(xp, quick: bool) -> Iterator[dict]:
+    """Adam on flat storage against a copy and against PyTorch's fused Adam."""
+    copy = copy_rate(xp, quick)
+    yield {"name": "device-to-device copy", "ok": None, "gb_per_s": copy}
+    sizes = [25_000_000] if quick else [25_000_000, 100_000_000, 1_000_000_000]
+    for n in [100_003] if xp is np else sizes:
+        name = f"Adam, {n:,} parameters"
+        if free_memory(xp) < 28 * n + (1 << 30):
+            note = f"passed over: needs {28 * n / 2**30:.0f} GiB of free memory"
+            yield {"name": name, "ok": None, "note": note}
+            continue
+        ms, error = minidl_adam(xp, n)
+        yield verdict(f"{name}: the last ones, against NumPy", error, 2e-5)
+        row = {"name": name, "ok": None, **per_second(ADAM_BYTES * n, ms, copy)}
+        torch = torch_or_none(xp)
+        if torch is not None:
+            free_memory(xp)
+            row["torch_ms"] = torch_adam(xp, torch, n)
+            row["times_torch"] = row["torch_ms"] / ms
+        yield row
+
+
+def minidl_adam(xp, n: int) -> tuple[float, float]:
+    """Milliseconds a step, and how far the first step is from NumPy's, at the end."""
+    p = nn.Parameter(normal((n,), device=device_of(xp)))
+    gradient = normal((n,), std=1e-2, device=device_of(xp))
+    tail = slice(-min(n, 10_000), None)
+    small = nn.Parameter(to_numpy(p.data[tail]).copy())
+    small.grad = Tensor(to_numpy(gradient[tail]))
+    optimizer, reference = optim.Adam([p]), optim.Adam([small])
+    p.grad = Tensor(gradient)
+    del gradient
+    optimizer.step()
+    reference.step()
+    error = largest_error(to_numpy(p.data[tail]), small.data)
+    return milliseconds(xp, optimizer.step), error
+
+
+def torch_adam(xp, torch, n: int) -> float:
+    p = torch.nn.Parameter(torch.randn(n, device=device_of(xp)))
+    p.grad = torch.randn_like(p) * 1e-2
+    optimizer = torch.optim.Adam([p], fused=True)
+    ms = milliseconds(xp, optimizer.step)
+    del p, optimizer
+    torch.cuda.empty_cache()
+    return ms
+
+
+# --- elementwise kernels
+
+
+def elementwise(xp, quick: bool) -> Iterator[dict]:
+    """Bandwidth of a few kernels: inputs and outputs each once through memory."""
+    copy = copy_rate(xp, quick)
+    yield {"name": "device-to-device copy", "ok": None, "gb_per_s": copy}
+    n = 100_000 if xp is np else 1 << 27
+    for dtype in ("float32",) if bfloat16 is None else ("float32", bfloat16):
+        for name in STREAMED:
+            kernel = Kernel.registry.get(name)
+            if kernel is None:
+                continue
+            arrays = [normal((n,), device=device_of(xp)) for _ in kernel.names]
+            arrays = [array.astype(dtype, copy=False) for array in arrays]
+            first = len(kernel.inputs)
+            inputs, outs = arrays[:first], tuple(arrays[first:])
+            scalars = dict.fromkeys(kernel.scalars, 0.5)
+            passes = len(kernel.names) + len(kernel.body.reads)
+
+            def run(kernel=kernel, inputs=inputs, outs=outs, scalars=scalars):
+                kernel(*inputs, out=outs, **scalars)
+
+            count = passes * arrays[0].nbytes
+            rates = per_second(count, milliseconds(xp, run), copy)
+            yield {"name": f"{name} {np.dtype(dtype)}", "ok": None, **rates}
+
+
+# --- steps of training
+
+NETWORKS = {  # batch, (channels, size, classes, width, hidden)
+    "digits CNN": (64, (1, 8, 10, (16, 32), 0)),
+    "MNIST CNN": (128, (1, 28, 10, (32, 64), 128)),
+}
+
+
+def steps(xp, quick: bool) -> Iterator[dict]:
+    """A step of training, forward, backward and Adam, eager, in float32."""
+    for name, (batch, shape) in NETWORKS.items():
+        rng = np.random.default_rng(0)
+        images = rng.normal(size=(batch, shape[0], shape[1], shape[1])).astype("f4")
+        labels = rng.integers(0, shape[2], batch)
+        inner = 1 if xp is np else 10 if quick else 30
+        ms = minidl_step(xp, shape, images, labels, inner)
+        row = {"name": f"{name}, batch {batch}", "ok": None, "ms": ms}
+        torch = torch_or_none(xp)
+        if torch is not None:
+            row["torch_ms"] = torch_step(xp, torch, shape, images, labels, inner)
+            row["times_torch"] = row["torch_ms"] / ms
+        yield row
+
+
+def minidl_step(xp, shape, images, labels, inner: int) -> float:
+    device = device_of(xp)
+    minidl.manual_seed(0)
+    model = nn.SmallCNN(*shape).to(device)
+    optimizer = optim.Adam(model.parameters())
+    x, y = (minidl.tensor(array, device=device) for array in (images, labels))
+    return milliseconds(xp, lambda: train_step(model, optimizer, x, y), inner)
+
+
+def torch_step(xp, torch, shape, images, labels, inner: int) -> float:
+    """The same network in PyTorch, eager, with its fused Adam."""
+    channels, size, classes, (first, second), hidden = shape
+    t = torch.nn
+    features = second * (size // 2) ** 2
+    head = [t.Linear(features, hidden), t.ReLU()] if hidden else []
+    model = t.Sequential(
+        t.Conv2d(channels, first, 3, padding=1),
+        t.ReLU(),
+        t.Conv2d(first, second, 3, padding=1),
+        t.ReLU(),
+        t.MaxPool2d(2),
+        t.Flatten(),
+        *head,
+        t.Linear(hidden or features, classes),
+    ).to(device_of(xp))
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    x, y = (torch.from_numpy(array).to(device_of(xp)) for array in (images, labels))
+
+    def step():
+        optimizer.zero_grad()
+        t.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return milliseconds(xp, step, inner)

@@ -1,0 +1,134 @@
+"""Everything that only a GPU can tell, in one command: `python scripts/gpu_check.py`.
+
+Runs the tests on CuPy, holds kernels, convolutions and training to the CPU's numbers,
+times them, and writes `scripts/results/<gpu>-<date>.json` and `.md`. Needs a checkout
+and what is installed, no network. Exit status: 0 if all checks pass, 1 if one fails,
+2 without a GPU.
+
+Each section runs in a process of its own, with a time limit: a crash, a hang or an
+error that the CUDA device does not recover from costs that section alone.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import gpu_benchmarks  # noqa: E402
+import gpu_checks  # noqa: E402
+import gpu_report  # noqa: E402
+import gpu_tests  # noqa: E402
+
+from minidl.array.device import canonical_device, cupy_module  # noqa: E402
+from minidl.array.errors import DeviceError  # noqa: E402
+
+SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
+    "kernels": (gpu_checks.kernels, 100),
+    "windows": (gpu_checks.windows, 40),
+    "training": (gpu_checks.training, 30),
+    "tests": (gpu_tests.tests, 185),
+    "adam": (gpu_benchmarks.adam, 50),
+    "elementwise": (gpu_benchmarks.elementwise, 20),
+    "steps": (gpu_benchmarks.steps, 50),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", metavar="DIR", default=ROOT / "scripts" / "results")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: less of all")
+    parser.add_argument(
+        "--only", choices=SECTIONS, nargs="+", default=list(SECTIONS), metavar="SECTION"
+    )
+    parser.add_argument("--rows", metavar="FILE", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        canonical_device("cuda")
+    except DeviceError as error:
+        print(f"gpu_check found nothing to check: {error}", file=sys.stderr)
+        return 2
+    if options.rows:  # this process runs one section for another
+        section, _ = SECTIONS[options.only[0]]
+        write_rows(section(cupy_module(), options.quick), Path(options.rows))
+        return 0
+    environment = gpu_report.environment(ROOT)
+    print(gpu_report.headline(environment), flush=True)
+    sections: dict[str, list[dict]] = {}
+    for name in options.only:
+        sections[name] = run_section(name, options.quick)
+        print(gpu_report.summary(name, sections[name]), flush=True)
+        files = gpu_report.write(Path(options.out), environment, sections)
+    print(f"report: {' and '.join(map(str, files))}")
+    return 0 if gpu_report.passed(sections) else 1
+
+
+def run_section(name: str, quick: bool) -> list[dict]:
+    """The rows of a section, run in a process of its own."""
+    command = [sys.executable, __file__, "--only", name]
+    return collect(command + ["--quick"] * quick, SECTIONS[name][1])
+
+
+def collect(command: list[str], limit: float) -> list[dict]:
+    """Run `command --rows FILE`; the rows in FILE, and one more if that failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, log = Path(folder, "rows"), Path(folder, "log")
+        file.touch()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--rows", str(file)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                start_new_session=True,  # so that its children end with it
+            )
+            try:
+                status = process.wait(limit)
+                problem = f"exit status {status}" if status else None
+            except subprocess.TimeoutExpired:
+                problem = f"not done after {limit:.0f} s"
+            finally:
+                end(process)
+        *lines, last = file.read_text().split("\n")  # `last` is empty, or cut off
+        rows = [json.loads(line) for line in lines]
+        if problem is None and not rows:
+            problem = "no results"
+        if problem is not None:
+            said = log.read_text(errors="replace").splitlines()[-20:]
+            detail = "\n".join([problem, *said])
+            rows.append(
+                {"name": "the section as a whole", "ok": False, "error": detail}
+            )
+    return rows
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def write_rows(rows, file: Path) -> None:
+    """Write each row as soon as it is there; an exception becomes the last one."""
+    with file.open("w") as output:
+        try:
+            for row in rows:
+                output.write(json.dumps(row) + "\n")
+                output.flush()
+        except Exception:
+            row = {"name": "exception", "ok": False, "error": traceback.format_exc()}
+            output.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""scripts/gpu_check.py as far as a machine without a GPU can run it.
+
+NumPy stands in CuPy's place where a section takes the array module; what reads a
+device's clock, name or memory is checked against CuPy's names alone.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minidl.array.device import gpu_available
+from minidl.array.kernel import Kernel
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules of gpu_check."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    import gpu_benchmarks
+    import gpu_check
+    import gpu_checks
+    import gpu_report
+    import gpu_tests
+
+    return SimpleNamespace(
+        check=gpu_check,
+        checks=gpu_checks,
+        benchmarks=gpu_benchmarks,
+        report=gpu_report,
+        tests=gpu_tests,
+    )
+
+
+@pytest.mark.skipif(gpu_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_exits_2(tmp_path):
+    line = [sys.executable, SCRIPTS / "gpu_check.py", "--out", tmp_path / "out"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "nothing to check" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# --- a section in a process of its own
+
+
+def collect(scripts, code, limit=60):
+    prepare = "import sys, json, time; file = open(sys.argv[-1], 'w')\n"
+    prepare += "say = lambda text: (file.write(text), file.flush())\n"
+    return scripts.check.collect([sys.executable, "-c", prepare + code], limit)
+
+
+def test_rows_of_a_section_come_back(scripts):
+    rows = [{"name": "a", "ok": True}, {"name": "b", "ok": None, "ms": 1.5}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert collect(scripts, f"say({text!r})") == rows
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("say(first + '{\"na'); print('last words'); sys.exit(3)", "exit status 3"),
+        ("say(first); import os; os.abort()", "exit status -6"),
+        ("say(first); time.sleep(60)", "not done after 1 s"),
+    ],
+)
+def test_a_section_that_fails_keeps_its_rows(scripts, code, message):
+    first = json.dumps({"name": "a", "ok": True}) + "\n"
+    start = time.monotonic()
+    done, failure = collect(scripts, f"first = {first!r}; {code}", limit=1)
+    assert time.monotonic() - start < 30
+    assert done == {"name": "a", "ok": True}
+    assert failure["ok"] is False and message in failure["error"]
+    assert ("last words" in code) == ("last words" in failure["error"])
+
+
+def test_a_section_without_rows_has_failed(scripts):
+    (row,) = collect(scripts, "pass")
+    assert row["ok"] is False and row["error"] == "no results"
+
+
+def test_an_exception_in_a_section_is_its_last_row(scripts, tmp_path):
+    def section():
+        yield {"name": "a", "ok": True}
+        raise ArithmeticError("on the way")
+
+    scripts.check.write_rows(section(), tmp_path / "rows")
+    first, second = map(json.loads, (tmp_path / "rows").read_text().splitlines())
+    assert first["ok"] and not second["ok"] and "on the way" in second["error"]
+
+
+# --- the report
+
+ENVIRONMENT = {
+    "gpu": "NVIDIA H200 (test)",
+    "driver": "1.2",
+    "cuda_runtime": "13.0",
+    "date": "2030-01-02T03:04+00:00",
+    "commit": "abc",
+    **dict.fromkeys(["cupy", "numpy", "ml_dtypes", "pytest", "hypothesis"], "1"),
+    **dict.fromkeys(["mpi4py", "torch"]),
+}
+GOOD = {"name": "relu", "ok": True, "error": 1e-7, "tolerance": 1e-5}
+BAD = {"name": "gelu", "ok": False, "error": "nan", "tolerance": 1e-5}
+WRONG = {"name": "bits", "ok": False, "error": 1.0, "tolerance": 0.0}
+TIME = {"name": "Adam", "ok": None, "ms": 0.1634567, "share_of_copy": 0.91}
+
+
+def test_the_report(scripts, tmp_path):
+    sections = {"kernels": [GOOD], "adam": [TIME, {"name": "more", "note": "no room"}]}
+    files = scripts.report.write(tmp_path / "new", ENVIRONMENT, sections)
+    assert [file.name for file in files] == [
+        "nvidia-h200-test-2030-01-02.json",
+        "nvidia-h200-test-2030-01-02.md",
+    ]
+    assert sorted(files[0].parent.iterdir()) == sorted(files)
+    content = json.loads(files[0].read_text())
+    assert content["passed"] and content["sections"] == sections
+    text = files[1].read_text()
+    assert "All checks passed." in text and "1 of 1 checks passed" in text
+    assert "| Adam | 0.1635 | 0.91 |  |" in text and "no room" in text
+    assert "passed over: mpi4py, torch" in scripts.report.headline(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("failure", [BAD, WRONG])
+def test_a_report_of_a_failure(scripts, tmp_path, failure):
+    sections = {"kernels": [GOOD, failure]}
+    assert not scripts.report.passed(sections)
+    assert f"FAILED {failure['name']}" in scripts.report.summary("kernels", [failure])
+    _, file = scripts.report.write(tmp_path, ENVIRONMENT, sections)
+    assert "Some checks FAILED." in file.read_text()
+    assert f"FAILED: {failure['name']}" in file.read_text()
+
+
+def test_the_whole_run(scripts, tmp_path, monkeypatch, capsys):
+    rows = {"kernels": [GOOD], "windows": [BAD], "adam": [TIME]}
+    monkeypatch.setattr(scripts.check, "canonical_device", lambda name: "cuda:0")
+    monkeypatch.setattr(scripts.report, "environment", lambda root: ENVIRONMENT)
+    monkeypatch.setattr(scripts.check, "run_section", lambda name, quick: rows[name])
+    out = ["--out", str(tmp_path), "--only"]
+    assert scripts.check.main([*out, "kernels", "adam"]) == 0
+    said = capsys.readouterr().out
+    assert "kernels: 1 of 1 checks passed" in said and "ms 0.1635" in said
+    assert scripts.check.main([*out, "kernels", "windows", "adam"]) == 1
+    said = capsys.readouterr().out
+    assert "FAILED gelu: nan" in said and "ms 0.1635" in said
+    (file,) = tmp_path.glob("*.json")
+    assert list(json.loads(file.read_text())["sections"]) == list(rows)
+
+
+# --- the checks, on NumPy
+
+
+def test_errors_are_seen(scripts):
+    wanted = np.array([1, np.nan, np.inf, 1e-3, -5])
+    assert scripts.checks.largest_error(wanted.copy(), wanted) == 0
+    for index, value, error in [(0, 1.5, 0.25), (1, 1, np.nan), (2, 1, np.nan)]:
+        got = wanted.copy()
+        got[index] = value
+        found = scripts.checks.largest_error(got, wanted)
+        np.testing.assert_equal(found, error)
+        assert not scripts.checks.verdict("x", found, 0.1)["ok"]
+    assert scripts.checks.norm_error(np.ones(3), np.ones(4)) == np.inf
+    assert scripts.checks.largest_error(np.ones(3, "f4"), np.ones(3)) == np.inf
+
+
+def test_kernels_are_compared(scripts):
+    known, derived = scripts.checks.all_kernels()
+    names = [kernel.name for kernel in known + derived]
+    assert "adam" in names and "gelu_x_x" in names and len(set(names)) == len(names)
+    for name, dtype in [("sgd", "float32"), ("sgd", "float16"), ("random_bits", "u8")]:
+        kernel, dtype = Kernel.registry[name], np.dtype(dtype)
+        assert scripts.checks.compare_kernel(np, kernel, dtype)["ok"]
+    ill = Kernel.registry["gelu_tanh_x_x"]  # its 1 - tanh(x)^2 loses digits
+    assert scripts.checks.compare_kernel(np, ill, np.dtype("float32"))["ok"]
+    for kernel in (ill, Kernel.registry["sgd"]):
+        other = SimpleNamespace(array=lambda x: x * x.dtype.type(1.1))
+        row = scripts.checks.compare_kernel(other, kernel, np.dtype("float32"))
+        assert not row["ok"] and 1e-2 < row["error"] < 1e2
+    broken = SimpleNamespace(array=lambda x: x.tolist())
+    row = scripts.checks.compare_kernel(broken, Kernel.registry["sgd"], dtype)
+    assert not row["ok"] and row["error"].startswith("TypeError")
+
+
+def test_convolution_and_pooling_are_compared(scripts):
+    checks, dtype = scripts.checks, np.dtype("float16")
+    case = checks.CONVOLUTIONS["strided, in groups"]
+    rows = list(checks.compare_convolution(np, "c", dtype, *case))
+    rows += checks.compare_pooling(np, "p", dtype, *checks.POOLINGS["1-d"])
+    assert len(rows) == 8 and all(row["ok"] for row in rows)
+    assert any(row["error"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_training_is_compared(scripts, monkeypatch):
+    rows = list(scripts.checks.training(np, True))
+    assert len(rows) == 40 and all(row["ok"] for row in rows)
+    step = scripts.checks.train_step
+
+    def forgetful(model, optimizer, images, labels):
+        step(model, optimizer, images, labels)
+        if images.dtype == np.float32:
+            model.parameters().__next__().data[...] *= 1.001
+
+    monkeypatch.setattr(scripts.checks, "train_step", forgetful)
+    assert not all(row["ok"] for row in scripts.checks.training(np, True))
+
+
+def test_what_pytest_says_is_understood(scripts):
+    output = "..F\nFAILED tests/test_a.py::test_b[cupy] - assert 1 == 2\n"
+    output += "ERROR tests/test_c.py\n1 failed, 2 passed, 3 deselected in 0.12s\n"
+    closing, *failures = scripts.tests.outcome(output, 1)
+    assert not closing["ok"] and "2 passed" in closing["name"]
+    assert [row["name"] for row in failures] == [
+        "tests/test_a.py::test_b[cupy]",
+        "tests/test_c.py",
+    ]
+    (row,) = scripts.tests.outcome("2 passed, 9 deselected in 61.00s (0:01:01)\n", 0)
+    assert row["ok"]
+    for nothing in ("9 deselected in 0.10s", "7 skipped in 0.10s", ""):
+        (row,) = scripts.tests.outcome(nothing, 0)
+        assert not row["ok"]
+    (row,) = scripts.tests.run([sys.executable, "-c", "print('1 passed in 0.1s')"])
+    assert row["ok"]
+
+
+# --- the measurements, on NumPy
+
+
+def test_benchmarks_run(scripts, monkeypatch):
+    networks = {"digits CNN": (4, (1, 8, 10, (2, 3), 5))}
+    monkeypatch.setattr(scripts.benchmarks, "NETWORKS", networks)
+    monkeypatch.setattr(scripts.benchmarks, "STREAMED", ("sgd",))
+    for section in ("adam", "elementwise", "steps"):
+        rows = list(getattr(scripts.benchmarks, section)(np, True))
+        assert all(row.get("ok") is not False for row in rows)
+        measured = [row["ms"] for row in rows if "ms" in row]
+        assert measured and all(0 < ms < 1e4 for ms in measured)
+        assert "ms " in scripts.report.summary(section, rows)
+
+
+@pytest.mark.slow
+def test_peers_run(scripts):
+    torch = pytest.importorskip("torch")
+    shape = (1, 8, 10, (2, 3), 5)
+    images, labels = np.ones((4, 1, 8, 8), "f4"), np.arange(4)
+    assert scripts.benchmarks.torch_adam(np, torch, 1000) > 0
+    assert scripts.benchmarks.torch_step(np, torch, shape, images, labels, 1) > 0
+
+
+def test_time_between_events(scripts):
+    told = []
+
+    class Event:
+        def record(self):
+            self.calls = len(told)
+
+        def synchronize(self):
+            pass
+
+    cuda = SimpleNamespace(
+        Event=Event,
+        get_current_stream=lambda: Event(),
+        get_elapsed_time=lambda start, stop: 7.0 * (stop.calls - start.calls),
+    )
+    device = SimpleNamespace(cuda=cuda)
+    ms = scripts.benchmarks.milliseconds(device, lambda: told.append(1), inner=4)
+    assert ms == 7.0 and len(told) == 3 + 4 * 11
+
+
+def test_names_of_cupy():
+    cupy = pytest.importorskip("cupy")
+    for name in (
+        "cuda.Event.record cuda.Event.synchronize cuda.get_elapsed_time "
+        "cuda.get_current_stream cuda.Stream.synchronize cuda.runtime.memGetInfo "
+        "cuda.runtime.getDevice cuda.runtime.getDeviceProperties cuda.nvrtc.getVersion "
+        "cuda.runtime.driverGetVersion cuda.runtime.runtimeGetVersion "
+        "get_default_memory_pool"
+    ).split():
+        value = cupy
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert callable(value), name
