@@ -1,8 +1,10 @@
 """A few whole models."""
 
 from minidl.nn.containers import Sequential
-from minidl.nn.layers import Conv2d, Linear
-from minidl.nn.simple import Flatten, MaxPool2d, ReLU
+from minidl.nn.convolution import Conv2d
+from minidl.nn.layers import Linear
+from minidl.nn.simple import ReLU
+from minidl.nn.spatial import Flatten, MaxPool2d
 
 
 class MLP(Sequential):
