@@ -33,7 +33,7 @@ def mean_table(n: int, m: int) -> Table:
 @lru_cache(maxsize=256)
 def window_table(n: int, m: int) -> Table:
     """The elements of all windows, one window after the other."""
-    return Table(n, window_places(n, m)[0].T.reshape(1, -1))
+    return Table(n, window_places(n, m)[0].T.ravel())
 
 
 def target_sizes(n: int, name: str, input: Tensor, output_size) -> tuple[int, ...]:
@@ -43,7 +43,8 @@ def target_sizes(n: int, name: str, input: Tensor, output_size) -> tuple[int, ..
             f"{name}: expected an input of {n + 1} or {n + 2} dimensions, got shape "
             f"{tuple(input.shape)}"
         )
-    check_images(name, input)
+    if 0 in input.shape[-n:]:
+        raise RuntimeError(f"{name}: the input is empty, of shape {tuple(input.shape)}")
     single = output_size is None or isinstance(output_size, int)
     sizes = (output_size,) * n if single else tuple(output_size)
     if len(sizes) == 1:
@@ -94,6 +95,7 @@ def adaptive_max_pool2d(input: Tensor, output_size, return_indices=False):
     """
     name = "adaptive_max_pool2d"
     outputs = target_sizes(2, name, input, output_size)
+    check_images(name, input)
     inputs = input.shape[-2:]
     kernel = equal_windows(inputs, outputs)
     ragged = kernel is None

@@ -14,6 +14,8 @@ def conv_transpose(
     stride, padding = tuple_of(stride, n, "stride"), tuple_of(padding, n, "padding")
     dilation = tuple_of(dilation, n, "dilation")
     more = tuple_of(output_padding, n, "output_padding")
+    if min(stride) < 1:
+        raise RuntimeError(f"{name}: stride {stride} must be at least 1 everywhere")
     limits = [max(s, d) for s, d in zip(stride, dilation, strict=True)]
     if any(not 0 <= m < limit for m, limit in zip(more, limits, strict=True)):
         raise RuntimeError(

@@ -50,10 +50,10 @@ def fold(
     """Columns (N, C kh kw, number of windows) added up to images (N, C, H, W)."""
     size = tuple_of(output_size, 2, "output_size")
     window = window_of(kernel_size, stride, padding, dilation)
-    area = window[0][0] * window[0][1]
+    area = max(window[0][0] * window[0][1], 1)
 
     def to_images(x):
-        if x.shape[1] % max(area, 1):
+        if x.shape[1] % area:
             raise ValueError(
                 f"{x.shape[1]} rows are not a multiple of the kernel's {area} elements"
             )

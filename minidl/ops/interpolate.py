@@ -5,6 +5,7 @@ align_corners, at i (n - 1) / (m - 1), where the outermost ones coincide.
 """
 
 from functools import lru_cache
+from operator import index
 
 import numpy as np
 
@@ -40,8 +41,8 @@ def linear(n: int, m: int, scale: float | None, align: bool) -> Table:
     """Between the two inputs beside the centre."""
     x = np.clip(centres(n, m, scale, align), 0, n - 1)
     left = np.minimum(x.astype(np.int64), max(n - 2, 0))
-    index = np.stack([left, np.minimum(left + 1, n - 1)])
-    return Table(n, index, np.stack([1 - (x - left), x - left]))
+    places = np.stack([left, np.minimum(left + 1, n - 1)])
+    return Table(n, places, np.stack([1 - (x - left), x - left]))
 
 
 def cubic_weight(distance, a: float):
@@ -57,8 +58,8 @@ def cubic_weight(distance, a: float):
 def cubic(n: int, m: int, scale: float | None, align: bool) -> Table:
     """Between the four inputs around the centre, the edge repeated."""
     x = centres(n, m, scale, align)
-    index = np.floor(x).astype(np.int64) + np.arange(-1, 3)[:, None]
-    return Table(n, np.clip(index, 0, n - 1), cubic_weight(x - index, -0.75))
+    places = np.floor(x).astype(np.int64) + np.arange(-1, 3)[:, None]
+    return Table(n, np.clip(places, 0, n - 1), cubic_weight(x - places, -0.75))
 
 
 @lru_cache(maxsize=256)
@@ -111,21 +112,21 @@ def interpolate(
     ValueError for arguments that exclude each other, NotImplementedError for a mode
     that does not take so many dimensions.
     """
-    check_mode(input, mode, align_corners, antialias)
-    n = input.ndim - 2
-    inputs = input.shape[2:]
+    check_options(mode, align_corners, antialias)
+    n, inputs = input.ndim - 2, input.shape[2:]
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate needs either size or scale_factor, and not both")
     scales = (None,) * n
     if size is not None:
         if recompute_scale_factor:
             raise ValueError("recompute_scale_factor needs a scale_factor, not a size")
-        outputs = each_dimension(size, n, "size")
+        outputs = tuple(map(index, each_dimension(size, n, "size")))
     else:
         factors = each_dimension(scale_factor, n, "scale_factor")
         outputs = tuple(int(k * float(f)) for k, f in zip(inputs, factors, strict=True))
         if not recompute_scale_factor:
             scales = tuple(map(float, factors))
+    check_input(input, mode)
     if 0 in input.shape[1:] or min(outputs) < 1:
         raise RuntimeError(
             f"interpolate: sizes must be positive, got an input of shape "
@@ -138,7 +139,7 @@ def interpolate(
     return resample(input, [table(*numbers, align) for numbers in sizes])
 
 
-def check_mode(input: Tensor, mode: str, align_corners, antialias: bool) -> None:
+def check_options(mode: str, align_corners, antialias: bool) -> None:
     if mode not in MODES:
         raise NotImplementedError(
             f"unknown mode {mode!r} of interpolate: expected one of {', '.join(MODES)}"
@@ -147,10 +148,18 @@ def check_mode(input: Tensor, mode: str, align_corners, antialias: bool) -> None
         raise ValueError(f"align_corners means nothing for mode {mode!r}")
     if antialias and mode not in SMOOTHED:
         raise ValueError(f"antialias is for bilinear and bicubic, not for {mode!r}")
+
+
+def check_input(input: Tensor, mode: str) -> None:
     if input.ndim - 2 not in MODES[mode][0]:
         raise NotImplementedError(
             f"mode {mode!r} takes {' or '.join(map(str, MODES[mode][0]))} spatial "
             f"dimensions after (N, C), got shape {tuple(input.shape)}"
+        )
+    if not mode.startswith("nearest") and not input.is_floating_point():
+        raise NotImplementedError(
+            f"mode {mode!r} needs floating point, got {input.dtype}: cast it, or use "
+            "mode 'nearest'"
         )
 
 

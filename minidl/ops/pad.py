@@ -57,6 +57,11 @@ def pad(input: Tensor, pad, mode: str = "constant", value: float | None = None):
     spatial dimensions (N, C, *size) or (C, *size), "reflect" without the edge
     repeated, "replicate" or "circular". RuntimeError where the sizes do not allow it.
     """
+    if mode != "constant" and mode not in LEAST_SIZE:
+        raise NotImplementedError(
+            f"unknown padding mode {mode!r}: expected 'constant', 'reflect', "
+            "'replicate' or 'circular'"
+        )
     pad, ndim = [int(p) for p in pad], input.ndim
     if len(pad) % 2 or len(pad) > 2 * ndim:
         raise RuntimeError(
@@ -64,21 +69,11 @@ def pad(input: Tensor, pad, mode: str = "constant", value: float | None = None):
         )
     sides = list(zip(pad[-2::-2], pad[::-2], strict=True))
     sides = [(0, 0)] * (ndim - len(sides)) + sides
-    for n, (before, after) in zip(input.shape, sides, strict=True):
-        if n + before + after < 0 or -min(before, after) > n:
-            raise RuntimeError(
-                f"pad {pad} cuts more off the input of shape {tuple(input.shape)} "
-                "than there is"
-            )
     if mode == "constant":
+        check_cuts(input, pad, sides)
         return PadConstant.apply(input, sides, 0 if value is None else value)
-    if mode not in LEAST_SIZE:
-        raise NotImplementedError(
-            f"unknown padding mode {mode!r}: expected 'constant', 'reflect', "
-            "'replicate' or 'circular'"
-        )
     if value not in (None, 0):
-        raise ValueError(f"padding mode {mode!r} takes no value")
+        raise RuntimeError(f"padding mode {mode!r} takes no value")
     spatial = len(pad) // 2
     if not 1 <= spatial <= 3 or ndim not in (spatial + 1, spatial + 2):
         raise NotImplementedError(
@@ -98,3 +93,12 @@ def pad(input: Tensor, pad, mode: str = "constant", value: float | None = None):
         input,
         [edge_table(mode, n, *ends) for n, ends in zip(sizes, sides, strict=True)],
     )
+
+
+def check_cuts(input: Tensor, pad, sides) -> None:
+    for n, (before, after) in zip(input.shape, sides, strict=True):
+        if n + before + after < 0 or -min(before, after) > n:
+            raise RuntimeError(
+                f"pad {pad} cuts more off the input of shape {tuple(input.shape)} "
+                "than there is"
+            )

@@ -18,13 +18,14 @@ from minidl.autograd.tensor import Tensor
 class Table:
     """y[o] = sum_t weight[t, o] x[index[t, o]]
 
-    index (T, outputs), integers in [0, inputs); weight the same, or None for ones.
+    index (T, outputs), or (outputs) for one T, integers in [0, inputs); weight
+    (T, outputs), or None for ones.
     """
 
     def __init__(self, inputs: int, index, weight=None):
         self.inputs, self.outputs = inputs, index.shape[-1]
-        self.index = index.reshape(-1, self.outputs)
-        self.weight = None if weight is None else weight.reshape(self.index.shape)
+        self.index = np.atleast_2d(index)
+        self.weight = weight
         self.on_device: dict = {}
 
     @classmethod
