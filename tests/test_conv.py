@@ -288,6 +288,7 @@ def test_conv_transpose_takes_zero_padding_only():
         nn.ConvTranspose2d(4, 4, 3, padding_mode="reflect")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("layers", [LAYERS, BACK])
 def test_weights_of_pytorch_fit(layers, n):

@@ -233,6 +233,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, arguments, shape", LAYERS)
 def test_layers_are_those_of_pytorch(name, arguments, shape):
     torch = pytest.importorskip("torch")

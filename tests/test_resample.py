@@ -180,6 +180,7 @@ def test_gradients_of_interpolate(mode):
     check_gradients(lambda x: F.interpolate(x, size=2, mode=mode) ** 2, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(3, 4), (11, 5)])
 @pytest.mark.parametrize("align", [False, True])
