@@ -4,9 +4,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from gradients import check_gradients
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from projections import check_gradients
 
 import minidl as md
 import minidl.nn.functional as F
