@@ -33,7 +33,7 @@ for epoch in range(1, EPOCHS + 1):
     model.train()
     for images, labels in train_loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(md.Tensor(images)), md.Tensor(labels))
+        loss = F.cross_entropy(model(images), labels)
         parallel.backward(loss)
         optimizer.step()
 
@@ -41,9 +41,9 @@ for epoch in range(1, EPOCHS + 1):
     sums = np.zeros(2)  # of the loss, of right answers
     with md.no_grad():
         for images, labels in test_loader:
-            scores = model(md.Tensor(images))
-            loss = F.cross_entropy(scores, md.Tensor(labels), reduction="sum")
-            sums += loss.item(), int((scores.data.argmax(1) == labels).sum())
+            scores = model(images)
+            loss = F.cross_entropy(scores, labels, reduction="sum")
+            sums += loss.item(), (scores.argmax(1) == labels).sum().item()
     ranks.all_reduce(sums)
     loss, accuracy = sums / len(test)
     if ranks.rank == 0:

@@ -17,7 +17,7 @@ from minidl.array.dtypes import (
 )
 from minidl.array.random import manual_seed
 from minidl.autograd import Tensor, enable_grad, is_grad_enabled, no_grad
-from minidl.ops.activation import sigmoid, tanh
+from minidl.ops.activation import relu, sigmoid, tanh
 from minidl.ops.arithmetic import (
     add,
     addcdiv,
@@ -148,3 +148,4 @@ from minidl.ops.shape import (
     unsqueeze,
     view,
 )
+from minidl.ops.softmax import log_softmax, softmax

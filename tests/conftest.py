@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import minidl
+from minidl.array import compiler
 from minidl.array.device import cupy_module, gpu_available
 from minidl.array.kernel import Kernel
 
@@ -37,6 +38,16 @@ def without_collector():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels run in NumPy: for tests of the mathematics in types and orders that
+    would take a compiler half a second each."""
+    monkeypatch.setattr(compiler, "load", lambda source: None)
+    yield
+    for kernel in Kernel.registry.values():
+        kernel._plans.clear()
 
 
 @cache

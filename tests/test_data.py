@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidl import data
-from minidl.array.device import device_of, gpu_available, to_numpy
+from minidl.array.device import gpu_available
 from minidl.array.errors import CheckpointError, DataError, UsageError
 from minidl.array.sampling import share
+from minidl.autograd import Tensor
 from minidl.data import DataLoader, Dataset, DistributedSampler, Standardize, load
 from minidl.data import download as downloads
 from minidl.data.idx import read_idx, read_images, read_labels
@@ -590,6 +591,7 @@ def test_loader_over_ranks_is_the_loader_alone():
             np.testing.assert_array_equal(images, whole[index])
             np.testing.assert_array_equal(labels, train.labels[index])
             assert images.dtype == np.float32 and labels.dtype == np.int64
+            assert all(isinstance(x, Tensor) for x in pieces[0])
 
 
 def test_an_empty_share_is_an_empty_batch():
@@ -641,6 +643,6 @@ def test_loader_on_a_gpu():
     here = DataLoader(train, 500, **options)
     there = DataLoader(train, 500, device="cuda", **options)
     for (images, labels), (images2, labels2) in zip(here, there, strict=True):
-        assert device_of(images2) == device_of(labels2) == there.device
-        np.testing.assert_array_equal(to_numpy(images2), images)
-        np.testing.assert_array_equal(to_numpy(labels2), labels)
+        assert images2.device == labels2.device == there.device
+        np.testing.assert_array_equal(images2.numpy(), images)
+        np.testing.assert_array_equal(labels2.numpy(), labels)

@@ -1,6 +1,7 @@
 """Tensor: an array, its gradient, and the operation that made it.
 
-The mathematics is not here: `minidl.ops` binds operators and methods to this class.
+The mathematics is not here: `minidl.ops` binds operators and methods to this class,
+and `minidl.autograd.walk` its `backward`.
 """
 
 import numpy as np
@@ -218,24 +219,3 @@ class Tensor:
     def detach(self) -> "Tensor":
         """The same array, cut off from the graph."""
         return Tensor(self.data)
-
-    def backward(
-        self,
-        gradient: "Tensor | None" = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs=None,
-        on_grad_ready=None,
-    ) -> None:
-        """Add the gradient of this tensor to `grad` of every leaf it depends on.
-
-        `gradient` (same shape; 1 where it is omitted, for a scalar only) is the
-        gradient of whatever is being differentiated with respect to this tensor.
-        `retain_graph` keeps what a second backward through the same graph needs,
-        `create_graph` records the backward itself. `inputs` limits the leaves.
-        `on_grad_ready(leaf)` is called as soon as the last consumer of a leaf has
-        contributed to its gradient, while the rest of backward is still to come.
-        """
-        from minidl.autograd.walk import backward
-
-        backward(self, gradient, retain_graph, create_graph, inputs, on_grad_ready)

@@ -72,6 +72,29 @@ def grad(
     return tuple(result)
 
 
+def tensor_backward(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs=None,
+    on_grad_ready=None,
+) -> None:
+    """Add the gradient of this tensor to `grad` of every leaf it depends on.
+
+    `gradient` (same shape; 1 where it is omitted, for a scalar only) is the
+    gradient of whatever is being differentiated with respect to this tensor.
+    `retain_graph` keeps what a second backward through the same graph needs,
+    `create_graph` records the backward itself. `inputs` limits the leaves.
+    `on_grad_ready(leaf)` is called as soon as the last consumer of a leaf has
+    contributed to its gradient, while the rest of backward is still to come.
+    """
+    backward(self, gradient, retain_graph, create_graph, inputs, on_grad_ready)
+
+
+Tensor.backward = tensor_backward
+
+
 def listed(tensors) -> list[Tensor]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 

@@ -6,11 +6,12 @@ import numpy as np
 
 from minidl.array.device import canonical_device, to_device
 from minidl.array.sampling import DistributedSampler
+from minidl.autograd import Tensor
 from minidl.data.datasets import Dataset
 
 
 class DataLoader:
-    """Iterates over (images, labels): this rank's share of each global batch.
+    """Iterates over (images, labels), Tensors: this rank's share of a global batch.
 
     The dataset is moved to `device` once, as it is stored; a batch is gathered
     there by one indexing and given to `transform` (float32 from bytes: a quarter
@@ -68,5 +69,7 @@ class DataLoader:
         for index in self.sampler.batches(self.batch_size):
             index = to_device(index, self.device)
             images, labels = self._images[index], self._labels[index]
-            yield self.transform(images) if self.transform else images, labels
+            if self.transform is not None:
+                images = self.transform(images)
+            yield Tensor(images), Tensor(labels)
         self.sampler.set_epoch(epoch + 1)

@@ -186,6 +186,12 @@ class DataParallel:
     def __call__(self, *inputs, **options):
         return self.module(*inputs, **options)
 
+    def __getattr__(self, name: str):
+        """What is not the exchange's is the model's: train, eval, state_dict, ..."""
+        if name == "module":  # not yet there, while this is being copied
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
     def share(self, loss: Tensor) -> Tensor:
         """What this rank differentiates: the sum behind a mean."""
         if loss.total is None:

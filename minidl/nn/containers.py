@@ -35,3 +35,63 @@ class Sequential(Module):
         """Add one at the end."""
         self.register_module(str(len(self)), module)
         return self
+
+
+class ModuleList(Module):
+    """Modules in a list, registered under their positions."""
+
+    def __init__(self, modules=None):
+        super().__init__()
+        self.extend(() if modules is None else modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self):
+        return iter(self._modules.values())
+
+    def __contains__(self, module) -> bool:
+        return any(module is own for own in self)
+
+    def __getitem__(self, index):
+        found = list(self)[index]
+        return type(self)(found) if isinstance(index, slice) else found
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        self.register_module(str(range(len(self))[index]), module)
+
+    def __delitem__(self, index) -> None:
+        kept = list(self)
+        del kept[index]
+        self._modules.clear()
+        self.extend(kept)
+
+    def __add__(self, other) -> "ModuleList":
+        return type(self)([*self, *other])
+
+    def __iadd__(self, modules) -> "ModuleList":
+        return self.extend(modules)
+
+    def append(self, module: Module) -> "ModuleList":
+        """Add one at the end."""
+        self.register_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules) -> "ModuleList":
+        """Add several at the end."""
+        for module in list(modules):
+            self.append(module)
+        return self
+
+    def insert(self, index: int, module: Module) -> None:
+        """Put one before the position."""
+        modules = list(self)
+        modules.insert(index, module)
+        self._modules.clear()
+        self.extend(modules)
+
+    def pop(self, index: int = -1) -> Module:
+        """Take one out."""
+        module = self[index]
+        del self[index]
+        return module

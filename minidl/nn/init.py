@@ -98,7 +98,7 @@ def kaiming_uniform_(
     nonlinearity: str = "leaky_relu",
     generator=None,
 ) -> Tensor:
-    """Uniform in +-gain sqrt(3 / fan). He et al., "Delving Deep into Rectifiers", 2015."""
+    """Uniform in +-gain sqrt(3 / fan); He et al., 2015, section 2.2."""
     bound = calculate_gain(nonlinearity, a) * sqrt(3 / max(fan(tensor, mode), 1))
     return uniform_(tensor, -bound, bound, generator)
 

@@ -1,9 +1,9 @@
 """A few whole models."""
 
+from minidl.nn.activation import ReLU
 from minidl.nn.containers import Sequential
 from minidl.nn.convolution import Conv2d
 from minidl.nn.layers import Linear
-from minidl.nn.simple import ReLU
 from minidl.nn.spatial import Flatten, MaxPool2d
 
 

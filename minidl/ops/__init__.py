@@ -20,6 +20,7 @@ from minidl.ops import (
     pieces,
     reduce,
     shape,
+    softmax,
 )
 from minidl.ops.operands import as_tensor, cast
 
@@ -93,7 +94,8 @@ METHODS = {
         "all any bitwise_and bitwise_not bitwise_or bitwise_xor eq ge gt isfinite "
         "isinf isnan le logical_and logical_not logical_or logical_xor lt ne"
     ),
-    activation: "relu sigmoid tanh softmax log_softmax",
+    activation: "relu sigmoid tanh",
+    softmax: "softmax log_softmax",
     reduce: "cumsum logsumexp mean prod std sum var",
     order: "amax amin argmax argmin argsort max min sort topk",
     magnitude: "norm",

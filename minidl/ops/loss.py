@@ -1,15 +1,58 @@
-"""Losses. A mean knows how many terms it is the mean over (`Tensor.count`), so that
-shares of a batch can be weighted by what they hold."""
+"""Losses that are a formula for each element, then reduced.
 
-from minidl.array.device import array_module
+The formulas are a table (`TERMS`) of expressions in x, the input, and t, the target.
+A mean remembers its sum and of how many terms it is (`Tensor.total`, `Tensor.count`),
+so that shares of a batch can be weighted by what they hold. The arguments
+`size_average` and `reduce` are PyTorch's older way to say `reduction`.
+"""
+
+from minidl.array.device import on_gpu
 from minidl.autograd.tensor import Tensor
-from minidl.ops.activation import log_softmax
-from minidl.ops.index import Gather
+from minidl.ops.pointwise import Pointwise
 from minidl.ops.reduce import mean_of
+
+TERMS = {
+    name: Pointwise(name, arguments, expression, scalars)
+    for name, arguments, expression, scalars in [
+        ("mse", "x t", "(x - t) * (x - t)", ""),
+        ("l1", "x t", "abs(x - t)", ""),
+        (
+            "smooth_l1",
+            "x t",
+            "where(abs(x - t) < beta, 0.5 * (x - t) * (x - t) / beta, "
+            "abs(x - t) - 0.5 * beta)",
+            "beta",
+        ),
+        (
+            "huber",
+            "x t",
+            "where(abs(x - t) <= delta, 0.5 * (x - t) * (x - t), "
+            "delta * (abs(x - t) - 0.5 * delta))",
+            "delta",
+        ),
+        (
+            "hinge",
+            "x t",
+            "where(t != 1, where(margin - x < 0, 0, margin - x), 0) "
+            "+ where(t != -1, x, 0)",
+            "margin",
+        ),
+        (
+            "ranking",
+            "x y t",
+            "where(margin - t * (x - y) < 0, 0, margin - t * (x - y))",
+            "margin",
+        ),
+    ]
+}
 
 
 def reduced(terms: Tensor, reduction: str, count=None) -> Tensor:
-    """The terms as they are, their sum, or their mean over `count` of them."""
+    """The terms as they are, their sum, or their mean over `count` of them.
+
+    `count` is a number or a 0-d Tensor; the mean's own `count` is a 0-d Tensor on
+    a GPU where a number would have to be waited for, and a number otherwise.
+    """
     if reduction == "none":
         return terms
     if reduction == "sum":
@@ -18,48 +61,83 @@ def reduced(terms: Tensor, reduction: str, count=None) -> Tensor:
         raise ValueError(
             f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
         )
-    return mean_of(terms.sum(), terms.numel() if count is None else count)
+    total = terms.sum()
+    if not isinstance(count, Tensor):
+        return mean_of(total, terms.numel() if count is None else count)
+    mean = total / count
+    mean.total = total
+    mean.count = count.detach() if on_gpu(count.data) else count.item()
+    return mean
 
 
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
+def older(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """The reduction, said in the older way if either of the first two is given."""
+    if size_average is None and reduce is None:
+        return reduction
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"
+
+
+def mse_loss(
+    input, target, size_average=None, reduce=None, reduction="mean", weight=None
 ) -> Tensor:
-    """-log softmax(input)[target], for scores (N, classes) and labels (N)."""
-    check_labels(input, target, ignore_index)
-    xp = array_module(target.data)
-    valid = target.data != ignore_index
-    labels = xp.where(valid, target.data, 0)[:, None]
-    terms = -Gather.apply(log_softmax(input, 1), labels, 1).reshape(target.shape)
-    terms = terms * Tensor(valid.astype(input.dtype))
-    return reduced(terms, reduction, int(valid.sum()))
+    """(input - target)^2, times weight"""
+    return weighted(
+        TERMS["mse"](input, target), weight, size_average, reduce, reduction
+    )
 
 
-def check_labels(input: Tensor, target: Tensor, ignore_index: int) -> None:
-    labels = target.data
-    if labels.dtype.kind not in "iu":
+def l1_loss(
+    input, target, size_average=None, reduce=None, reduction="mean", weight=None
+) -> Tensor:
+    """|input - target|, times weight"""
+    return weighted(TERMS["l1"](input, target), weight, size_average, reduce, reduction)
+
+
+def weighted(terms, weight, size_average, reduce, reduction) -> Tensor:
+    """Reduce terms with weights: the mean is over the sum of the weights."""
+    reduction = older(size_average, reduce, reduction)
+    if weight is None:
+        return reduced(terms, reduction)
+    weight = weight.expand(terms.shape)
+    return reduced(terms * weight, reduction, weight.sum())
+
+
+def smooth_l1_loss(
+    input, target, size_average=None, reduce=None, reduction="mean", beta=1.0
+) -> Tensor:
+    """(x - t)^2 / (2 beta) where |x - t| < beta, |x - t| - beta / 2 elsewhere"""
+    if beta < 0:
+        raise RuntimeError(f"smooth_l1_loss: beta must not be negative, got {beta}")
+    terms = TERMS["smooth_l1"](input, target, beta=beta)
+    return reduced(terms, older(size_average, reduce, reduction))
+
+
+def huber_loss(input, target, reduction="mean", delta=1.0, weight=None) -> Tensor:
+    """(x - t)^2 / 2 where |x - t| <= delta, delta (|x - t| - delta / 2) elsewhere"""
+    if delta <= 0:
+        raise RuntimeError(f"huber_loss: delta must be positive, got {delta}")
+    terms = TERMS["huber"](input, target, delta=delta)
+    return weighted(terms, weight, None, None, reduction)
+
+
+def hinge_embedding_loss(
+    input, target, margin=1.0, size_average=None, reduce=None, reduction="mean"
+) -> Tensor:
+    """x where t is 1, max(0, margin - x) where t is -1"""
+    terms = TERMS["hinge"](input, target, margin=margin)
+    return reduced(terms, older(size_average, reduce, reduction))
+
+
+def margin_ranking_loss(
+    input1, input2, target, margin=0, size_average=None, reduce=None, reduction="mean"
+) -> Tensor:
+    """max(0, margin - t (input1 - input2))"""
+    if not input1.ndim == input2.ndim == target.ndim:
         raise RuntimeError(
-            f"cross_entropy: labels must be integers, got {labels.dtype}; "
-            "probabilities have the shape of the input"
+            "margin_ranking_loss: the arguments must have as many dimensions, got "
+            f"{input1.ndim}, {input2.ndim} and {target.ndim}"
         )
-    if labels.shape != input.shape[:1] + input.shape[2:]:
-        raise ValueError(
-            f"cross_entropy: labels of shape {labels.shape} do not fit scores of shape "
-            f"{tuple(input.shape)}: expected {input.shape[:1] + input.shape[2:]}"
-        )
-    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= input.shape[1]))
-    if wrong.any():
-        raise IndexError(
-            f"cross_entropy: label {labels[wrong][0]} is out of range: expected 0 to "
-            f"{input.shape[1] - 1} for scores of {input.shape[1]} classes"
-        )
-
-
-def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """(input - target)^2"""
-    difference = input - target
-    return reduced(difference * difference, reduction)
+    terms = TERMS["ranking"](input1, input2, target, margin=margin)
+    return reduced(terms, older(size_average, reduce, reduction))

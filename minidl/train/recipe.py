@@ -15,7 +15,7 @@ from minidl.optim import SGD, Adam, AdamW, Optimizer
 from minidl.optim.lr_scheduler import CosineAnnealingLR
 from minidl.train.checkpoint import load_model, save_model
 from minidl.train.files import make_directory, replace_json
-from minidl.train.report import Console, MetricsFile, draw_curves
+from minidl.train.report import Console, MetricsFile, draw_curves, require_matplotlib
 from minidl.train.trainer import Metrics, Trainer, evaluate
 
 EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 10}
@@ -106,6 +106,7 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
     ]
     out = Path(settings.out)
     if communicator.rank == 0:
+        require_matplotlib()
         make_directory(out)
     shape, classes = training.images.shape[1:], len(training.classes)
     config = {

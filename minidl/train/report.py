@@ -77,16 +77,22 @@ class MetricsFile(Reporter):
         replace_file(self.path, "\n".join(self.lines).encode() + b"\n")
 
 
-def draw_curves(history: list, path: Path, title: str) -> None:
-    """A picture of losses and accuracy over the epochs; needs matplotlib."""
+def require_matplotlib() -> None:
+    """Raise DependencyError where the curves could not be drawn."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise DependencyError(
             'the picture of the curves needs matplotlib: pip install "minidl[plot]"'
         ) from error
+
+
+def draw_curves(history: list, path: Path, title: str) -> None:
+    """A picture of losses and accuracy over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [metrics.epoch for metrics in history]
     marker = "o" if len(epochs) < 30 else None
     figure = Figure(figsize=(9, 3.6), layout="constrained")

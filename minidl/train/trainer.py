@@ -9,7 +9,6 @@ import numpy as np
 
 from minidl.array.errors import MinidlError
 from minidl.autograd.mode import no_grad
-from minidl.autograd.tensor import Tensor
 from minidl.data import DataLoader
 from minidl.distributed import DataParallel
 from minidl.nn import functional as F
@@ -88,13 +87,11 @@ class Trainer:
 
     def train_epoch(self, loader: DataLoader, epoch: int) -> tuple[float, int]:
         """One pass: the mean loss over all samples of all ranks, and their number."""
-        self.model.module.train()
+        self.model.train()
         self.tell("begin", epoch, len(loader))
         sums = np.zeros(3)  # the loss's total and count, and samples
         for step, (images, labels) in enumerate(loader, 1):
-            loss = train_step(
-                self.model, self.loss_fn, self.optimizer, Tensor(images), Tensor(labels)
-            )
+            loss = train_step(self.model, self.loss_fn, self.optimizer, images, labels)
             if self.scheduler is not None:
                 self.scheduler.step()
             sums += loss.total.item(), loss.count, len(labels)
@@ -117,14 +114,14 @@ def evaluate(
     model: DataParallel, loader: DataLoader, loss_fn=F.cross_entropy
 ) -> tuple[float, float]:
     """Mean loss and accuracy over every sample, once, whatever the number of ranks."""
-    was_training = model.module.training
-    model.module.eval()
+    was_training = model.training
+    model.eval()
     sums = np.zeros(3)
     for images, labels in loader:
-        scores = model(Tensor(images))
-        total = loss_fn(scores, Tensor(labels)).total.item()
-        right = int((scores.data.argmax(1) == labels).sum())
+        scores = model(images)
+        total = loss_fn(scores, labels).total.item()
+        right = (scores.argmax(1) == labels).sum().item()
         sums += total, right, len(labels)
     model.communicator.all_reduce(sums)
-    model.module.train(was_training)
+    model.train(was_training)
     return float(sums[0] / sums[2]), float(sums[1] / sums[2])

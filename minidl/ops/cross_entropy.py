@@ -1,0 +1,235 @@
+"""Losses of classification: cross entropy and negative log-likelihood.
+
+A label out of range raises IndexError on a CPU; on a GPU, where looking would mean
+waiting for the device, it gives a loss of NaN.
+"""
+
+from minidl.array.device import array_module, on_gpu
+from minidl.array.dtypes import is_floating_point
+from minidl.autograd.function import Op
+from minidl.autograd.tensor import Tensor
+from minidl.ops.index import Gather
+from minidl.ops.loss import older, reduced
+from minidl.ops.softmax import log_softmax, widened
+
+
+class CrossEntropy(Op):
+    """-log softmax(x)[label] over dim 1, and softmax(x): (N, C, *), (N, *) -> (N, *).
+
+    The second output stays inside: kept for backward, it can be differentiated again.
+    """
+
+    materialize_grads = False
+
+    def forward(self, x, labels):
+        xp = array_module(x)
+        wide = widened(x)
+        p = wide - wide.max(axis=1, keepdims=True)
+        chosen = xp.take_along_axis(p, xp.expand_dims(labels, 1), 1)
+        xp.exp(p, out=p)
+        total = p.sum(axis=1, keepdims=True)
+        p /= total
+        p = p.astype(x.dtype, copy=False)
+        self.save_for_backward(p, labels)
+        terms = (xp.log(total) - chosen).reshape(labels.shape)
+        return terms.astype(x.dtype, copy=False), p
+
+    def backward(self, g, gp):
+        p, labels = self.saved_tensors
+        gx = None if g is None else Deviation.apply(g, p, labels)
+        if gp is not None:
+            through = gp * p
+            through = through - p * through.sum(1, True)
+            gx = through if gx is None else gx + through
+        return gx
+
+
+class Deviation(Op):
+    """(p - one_hot(label)) g, for p (N, C, *), g and label (N, *)"""
+
+    def forward(self, g, p, labels):
+        self.save_for_backward(g if self.edges[1] is not None else None, p, labels)
+        xp = array_module(p)
+        y = p * xp.expand_dims(g, 1)
+        places = list(xp.ix_(*[xp.arange(n) for n in labels.shape]))
+        places.insert(1, labels)
+        y[tuple(places)] -= g
+        return y
+
+    def backward(self, gy):
+        g, p, labels = self.saved_tensors
+        gg = (gy * p).sum(1) - picked(gy, labels.data)
+        return gg, None if g is None else gy * g.unsqueeze(1)
+
+
+def picked(x: Tensor, labels) -> Tensor:
+    """x[label] over dim 1: (N, C, *) -> (N, *)"""
+    places = array_module(labels).expand_dims(labels, 1)
+    return Gather.apply(x, places, 1).reshape(labels.shape)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-weight[t] log softmax(input)[t], the mean over the sum of weight[t].
+
+    input is (C), (N, C) or (N, C, *); target the labels, without the C, of which
+    those equal to ignore_index do not count; or probabilities, of the input's shape.
+    label_smoothing moves that share of each target to all classes alike.
+    Raises RuntimeError, ValueError or IndexError for a target that does not fit.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(
+            f"cross_entropy: label_smoothing is a share, got {label_smoothing}"
+        )
+    reduction = older(size_average, reduce, reduction)
+    check_classes("cross_entropy", input, weight)
+    if target.shape == input.shape and is_floating_point(target.dtype):
+        return of_probabilities(input, target, weight, reduction, label_smoothing)
+    labels = target, weight, ignore_index
+    if label_smoothing:
+        scores = log_softmax(input, min(1, input.ndim - 1))
+        terms, count = of_labels("cross_entropy", minus_picked, scores, *labels)
+        share = label_smoothing / input.shape[min(1, input.ndim - 1)]
+        uniform = minus_sum(scores, target, weight, ignore_index)
+        terms = terms * (1 - label_smoothing) + uniform * share
+    else:
+        terms, count = of_labels("cross_entropy", log_loss, input, *labels)
+    return reduced(terms, reduction, count)
+
+
+def log_loss(x: Tensor, labels) -> Tensor:
+    return CrossEntropy.apply(x, labels)[0]
+
+
+def minus_picked(x: Tensor, labels) -> Tensor:
+    return -picked(x, labels)
+
+
+def minus_sum(scores: Tensor, target: Tensor, weight, ignore_index: int) -> Tensor:
+    """-sum of weight scores over the classes, 0 where the label is ignored."""
+    dim = min(1, scores.ndim - 1)
+    if weight is not None:
+        scores = scores * weight.reshape(-1, *[1] * (scores.ndim - 1 - dim))
+    valid = target.data != ignore_index
+    return -scores.sum(dim) * Tensor(valid.astype(scores.dtype))
+
+
+def of_probabilities(input, target, weight, reduction, label_smoothing) -> Tensor:
+    """-sum of weight t log softmax(x) over the classes."""
+    dim = min(1, input.ndim - 1)
+    classes = input.shape[dim]
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    terms = log_softmax(input, dim) * target
+    if weight is not None:
+        terms = terms * weight.reshape(-1, *[1] * (input.ndim - 1 - dim))
+    terms = -terms.sum(dim)
+    return reduced(terms, reduction)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """-weight[t] input[t], for logarithms of probabilities; see cross_entropy."""
+    check_classes("nll_loss", input, weight)
+    terms, count = of_labels(
+        "nll_loss", minus_picked, input, target, weight, ignore_index
+    )
+    return reduced(terms, older(size_average, reduce, reduction), count)
+
+
+def of_labels(name, terms_of, input, target, weight, ignore_index) -> tuple:
+    """terms_of(scores, labels) times their weights, and the sum of the weights."""
+    if input.ndim == 1:
+        if target.ndim:
+            refuse_shape(name, input, target)
+        scores, one = input.reshape(1, -1), target.reshape(1)
+        terms, count = of_labels(name, terms_of, scores, one, weight, ignore_index)
+        return terms.reshape(()), count
+    labels = target.data
+    ignored, wrong = check_labels(name, input, target, ignore_index)
+    xp = array_module(labels)
+    if wrong is None and not ignored.any():
+        labels, share, count = labels, None, labels.size
+    else:
+        labels = xp.where(ignored if wrong is None else ignored | wrong, 0, labels)
+        share, count = ~ignored, ignored.size - ignored.sum()
+    terms = terms_of(input, labels)
+    if weight is not None:
+        chosen = weight.data[labels]
+        share = chosen if share is None else chosen * share
+        count = share.sum()
+    if share is not None:
+        if wrong is not None:
+            share = xp.where(wrong, xp.nan, share)
+        terms = terms * Tensor(share.astype(terms.dtype, copy=False))
+    return terms, counted(count)
+
+
+def counted(count):
+    """A count as a number; on a GPU as a Tensor, which nobody has to wait for."""
+    if isinstance(count, int):
+        return count
+    return Tensor(count) if on_gpu(count) else count.item()
+
+
+def check_classes(name: str, input: Tensor, weight: Tensor | None) -> None:
+    if not input.ndim:
+        raise ValueError(
+            f"{name}: expected scores (C), (N, C) or (N, C, *), got a number"
+        )
+    classes = input.shape[min(1, input.ndim - 1)]
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise RuntimeError(
+            f"{name}: weight must hold one number for each of the {classes} classes, "
+            f"got shape {tuple(weight.shape)}"
+        )
+
+
+def check_labels(name: str, input: Tensor, target: Tensor, ignore_index: int):
+    """(where a label is ignored, where it is wrong), the latter None on a CPU."""
+    labels = target.data
+    if labels.dtype.kind not in "iu":
+        hint = (
+            "; probabilities have the shape of the input"
+            if name == "cross_entropy"
+            else ""
+        )
+        raise RuntimeError(f"{name}: labels must be integers, got {labels.dtype}{hint}")
+    if labels.shape != input.shape[:1] + input.shape[2:]:
+        refuse_shape(name, input, target)
+    classes = input.shape[1]
+    ignored = labels == ignore_index
+    wrong = ~ignored & ((labels < 0) | (labels >= classes))
+    if on_gpu(labels):
+        return ignored, wrong
+    if wrong.any():
+        raise IndexError(
+            f"{name}: label {labels[wrong][0]} is out of range: expected 0 to "
+            f"{classes - 1} for scores of {classes} classes"
+        )
+    return ignored, None
+
+
+def refuse_shape(name: str, input: Tensor, target: Tensor):
+    raise ValueError(
+        f"{name}: labels of shape {tuple(target.shape)} do not fit scores of shape "
+        f"{tuple(input.shape)}: expected {tuple(input.shape[:1] + input.shape[2:])}"
+        if input.ndim > 1
+        else f"{name}: one label is expected for scores of shape {tuple(input.shape)}, "
+        f"got shape {tuple(target.shape)}"
+    )
