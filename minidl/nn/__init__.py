@@ -74,6 +74,7 @@ from minidl.nn.norm import (
     RMSNorm,
 )
 from minidl.nn.parameter import Parameter
+from minidl.nn.resnet import ResNet18
 from minidl.nn.spatial import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -156,6 +157,7 @@ __all__ = [
     "PixelUnshuffle",
     "PoissonNLLLoss",
     "RMSNorm",
+    "ResNet18",
     "ReLU",
     "ReLU6",
     "SELU",
