@@ -68,7 +68,11 @@ def conv_forward(
     _check_dtypes(x, w)
     if b is not None and b.shape != (shape[1],):
         raise ValueError(f"bias of shape {b.shape}, expected ({shape[1]},)")
-    if array_module(x) is not np:
+    xp = array_module(x)
+    if not w.size:  # no channels, nothing to add up
+        start = 0 if b is None else b.reshape(-1, *(1 for _ in stride))
+        return xp.zeros(shape, x.dtype) + start
+    if xp is not np:
         return forward(x, w, b, *geometry)
     bias = None if b is None else _wide(b)
     y = cpu.forward(_wide(x), _wide(w), bias, shape, *geometry)
@@ -88,6 +92,8 @@ def conv_input_gradient(
     geometry = (stride, padding, dilation, groups)
     _check_gradient(gy, output_shape(x_shape, w.shape, *geometry))
     _check_dtypes(gy, w)
+    if not w.size:
+        return array_module(gy).zeros(x_shape, gy.dtype)
     if _is_forward(gy.shape, w.shape, *geometry):
         reach = zip(w.shape[2:], padding, dilation, strict=True)
         padding = tuple(d * (k - 1) - p for k, p, d in reach)
@@ -119,6 +125,8 @@ def conv_weight_gradient(
         out = xp.empty(w_shape, x.dtype)
     elif out.shape != tuple(w_shape):
         raise ValueError(f"out has shape {out.shape}, expected {tuple(w_shape)}")
+    if not out.size:
+        return out
     if xp is not np:
         out[...] = weight_gradient(gy, x, w_shape, *geometry)
     elif _is_half(out):

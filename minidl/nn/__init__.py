@@ -38,8 +38,16 @@ from minidl.nn.batch_norm import (
     InstanceNorm3d,
 )
 from minidl.nn.containers import ModuleList, Sequential
+from minidl.nn.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from minidl.nn.embedding import Embedding
-from minidl.nn.layers import Conv1d, Conv2d, Conv3d, Linear
+from minidl.nn.layers import Linear
 from minidl.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -59,11 +67,39 @@ from minidl.nn.loss import (
 )
 from minidl.nn.models import MLP, SmallCNN
 from minidl.nn.module import Module
-from minidl.nn.norm import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
+from minidl.nn.norm import (
+    GroupNorm,
+    LayerNorm,
+    LocalResponseNorm,
+    RMSNorm,
+)
 from minidl.nn.parameter import Parameter
-from minidl.nn.simple import Flatten, MaxPool2d
+from minidl.nn.resnet import ResNet18
+from minidl.nn.spatial import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    Flatten,
+    Fold,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    PixelShuffle,
+    PixelUnshuffle,
+    Unfold,
+    Upsample,
+)
 
 __all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
     "BCELoss",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
@@ -73,12 +109,16 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "CosineSimilarity",
     "CrossEntropyLoss",
     "Dropout",
     "ELU",
     "Embedding",
     "Flatten",
+    "Fold",
     "GELU",
     "GLU",
     "GaussianNLLLoss",
@@ -103,7 +143,9 @@ __all__ = [
     "MLP",
     "MSELoss",
     "MarginRankingLoss",
+    "MaxPool1d",
     "MaxPool2d",
+    "MaxPool3d",
     "Mish",
     "Module",
     "ModuleList",
@@ -111,8 +153,11 @@ __all__ = [
     "NLLLoss",
     "PReLU",
     "Parameter",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "PoissonNLLLoss",
     "RMSNorm",
+    "ResNet18",
     "ReLU",
     "ReLU6",
     "SELU",
@@ -128,6 +173,8 @@ __all__ = [
     "Tanhshrink",
     "Threshold",
     "TripletMarginLoss",
+    "Unfold",
+    "Upsample",
     "functional",
     "init",
 ]

@@ -23,13 +23,35 @@ from minidl.ops.activation import (
     tanhshrink,
     threshold,
 )
+from minidl.ops.adaptive import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+)
 from minidl.ops.attention import scaled_dot_product_attention
 from minidl.ops.conv import conv1d, conv2d, conv3d
+from minidl.ops.conv_transpose import (
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from minidl.ops.cross_entropy import cross_entropy, nll_loss
 from minidl.ops.distance import cosine_similarity, normalize, triplet_margin_loss
 from minidl.ops.dropout import dropout
 from minidl.ops.embedding import embedding, one_hot
-from minidl.ops.layer_norm import group_norm, layer_norm, local_response_norm, rms_norm
+from minidl.ops.fold import (
+    fold,
+    pixel_shuffle,
+    pixel_unshuffle,
+    unfold,
+)
+from minidl.ops.interpolate import interpolate
+from minidl.ops.layer_norm import (
+    group_norm,
+    layer_norm,
+    local_response_norm,
+    rms_norm,
+)
 from minidl.ops.likelihood import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -47,11 +69,24 @@ from minidl.ops.loss import (
     smooth_l1_loss,
 )
 from minidl.ops.norm import batch_norm, instance_norm
-from minidl.ops.pool import avg_pool2d, max_pool2d
+from minidl.ops.pad import pad
+from minidl.ops.pool import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
 from minidl.ops.softmax import log_softmax, softmax
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -59,11 +94,15 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cosine_similarity",
     "cross_entropy",
     "dropout",
     "elu",
     "embedding",
+    "fold",
     "gaussian_nll_loss",
     "gelu",
     "glu",
@@ -74,6 +113,7 @@ __all__ = [
     "hinge_embedding_loss",
     "huber_loss",
     "instance_norm",
+    "interpolate",
     "kl_div",
     "l1_loss",
     "layer_norm",
@@ -83,12 +123,17 @@ __all__ = [
     "log_softmax",
     "logsigmoid",
     "margin_ranking_loss",
+    "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
     "mish",
     "mse_loss",
     "nll_loss",
     "normalize",
     "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "poisson_nll_loss",
     "prelu",
     "relu",
@@ -106,4 +151,5 @@ __all__ = [
     "tanhshrink",
     "threshold",
     "triplet_margin_loss",
+    "unfold",
 ]

@@ -2,8 +2,9 @@
 
 from minidl.nn.activation import ReLU
 from minidl.nn.containers import Sequential
-from minidl.nn.layers import Conv2d, Linear
-from minidl.nn.simple import Flatten, MaxPool2d
+from minidl.nn.convolution import Conv2d
+from minidl.nn.layers import Linear
+from minidl.nn.spatial import Flatten, MaxPool2d
 
 
 class MLP(Sequential):
