@@ -12,13 +12,14 @@ are interleaved: every peer makes its steps, then the next round begins.
 import argparse
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 from benchmark.peers import PEERS, Peer
 from benchmark.process import Gone, Process
 from benchmark.rounds import measure
-from benchmark.table import Report, as_json, markdown
+from benchmark.table import Report, as_json, markdown, row
 from benchmark.work import WORKS
 
 
@@ -47,17 +48,32 @@ def interpreter(text: str) -> tuple[str, str]:
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--only", nargs="+", choices=WORKS, default=list(WORKS), metavar="WORK"
+        "--only",
+        nargs="+",
+        choices=WORKS,
+        default=list(WORKS),
+        metavar="WORK",
+        help=", ".join(WORKS),
     )
     parser.add_argument(
-        "--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER"
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=list(PEERS),
+        metavar="PEER",
+        help=", ".join(PEERS),
     )
-    parser.add_argument("--rounds", type=positive, default=15, metavar="N")
     parser.add_argument(
-        "--threads", type=positive, default=cores(), metavar="N", help="of each peer"
+        "--rounds", type=positive, default=15, metavar="N", help="default: 15"
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=cores(),
+        metavar="N",
+        help="of each peer, by default as many as cores",
     )
     parser.add_argument(
         "--python",
@@ -120,6 +136,7 @@ def main(words: list[str] | None = None) -> int:
             given.quick,
             say,
         )
+        say("  ".join(["   ", *row(report, name)[1:]]))
     report.loads.append(os.getloadavg()[0])
     text = markdown(report)
     print(text)
@@ -135,4 +152,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers too
     sys.exit(main())

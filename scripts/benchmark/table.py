@@ -57,10 +57,10 @@ def cell(work: Work, result: Result, first: bool) -> str:
     """The ratio and its quartiles; of the reference, the time."""
     if not result.seconds:
         return "—"
-    time = spread(result.seconds)[1] / work.length
+    time = spread(result.seconds)[1]
     low, ratio, high = spread(result.ratios)
-    text = f"1 ({duration(time)}" if first else f"{ratio:.2f} ({low:.2f}–{high:.2f}"
-    return f"{text}{bandwidth(work, time)})"
+    text = duration(time / work.length) if first else f"{low:.2f}–{high:.2f}"
+    return f"{1 if first else format(ratio, '.2f')} ({text}{bandwidth(work, time)})"
 
 
 def bandwidth(work: Work, seconds: float) -> str:
@@ -69,17 +69,24 @@ def bandwidth(work: Work, seconds: float) -> str:
     return f", {ADAM_BYTES * work.parameters / seconds / 1e9:.0f} GB/s"
 
 
+def row(report: Report, name: str) -> list[str]:
+    """The title of a work, and a cell for each peer that is there."""
+    work, results = report.works[name], report.results[name]
+    timed = [key for key in report.versions if results[key].seconds]
+    cells = [
+        cell(work, results[k], k == timed[:1][0]) if timed else "—" for k in results
+    ]
+    return [work.title, *cells]
+
+
 def markdown(report: Report) -> str:
     """One table: a row a work, a column a peer."""
-    keys = [key for key in report.peers if key in report.versions]
+    keys = list(report.versions)
     rows = [["work", *(report.peers[key].title for key in keys)]]
     rows.append(["---"] * len(rows[0]))
-    for name, results in report.results.items():
-        timed = [key for key in keys if results[key].seconds]
-        cells = [cell(report.works[name], results[k], k == timed[:1][0]) for k in keys]
-        rows.append([report.works[name].title, *cells])
+    rows += [row(report, name) for name in report.results]
     rows += mean_of_convolutions(report, keys)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     return f"{table}\n\n{notes(report, keys)}\n"
 
 
