@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from benchmark.peers import Peer
@@ -36,7 +37,7 @@ class Process:
     """The ranks of a peer at a work; `versions` and `seen` are what they tell first.
 
     Raises Gone with a sentence where the peer is not installed or cannot do the work,
-    Failed where it fails.
+    Failed where it fails. Several ranks have one thread each.
     """
 
     def __init__(
@@ -70,16 +71,17 @@ class Process:
 
     def start(self, path: str, ranks: int, threads: int, task: str) -> None:
         worker = [self.python, str(SCRIPTS / "benchmark" / "worker.py"), path]
-        env = environment(self.peer, max(1, threads // ranks))
+        env = environment(self.peer, threads if ranks == 1 else 1)
+        cores = str(max(threads, ranks))
         if ranks > 1 and self.peer.mpi:
             command = [mpiexec(self.python), "-n", str(ranks), *worker]
-            self.launch([*command, "0", str(threads), task], env)
+            self.launch([*command, "0", cores, task], env)
             return
         env |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
         env["MASTER_PORT"] = str(free_port())
         for rank in range(ranks):
             env = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            self.launch([*worker, str(rank), str(threads), task], env)
+            self.launch([*worker, str(rank), cores, task], env)
 
     def launch(self, command: list[str], env: dict[str, str]) -> None:
         self.started.append(
@@ -102,14 +104,14 @@ class Process:
                 connection, _ = listening.accept()
             except TimeoutError:
                 if any(p.poll() is not None for p in self.started):
-                    raise Failed(
-                        f"ended before it began: {self.last_words()}"
-                    ) from None
+                    words = self.last_words()
+                    raise Failed(f"ended before it began: {words}") from None
                 if time.monotonic() > until:
                     raise Failed(f"did not begin within {PATIENCE} s") from None
                 continue
             connection.settimeout(PATIENCE)
             lines = connection.makefile("rw")
+            connection.close()  # once `lines` is
             found[self.answer(lines)["rank"]] = lines
         return [found[rank] for rank in range(ranks)]
 
@@ -149,7 +151,8 @@ class Process:
     def end(self) -> None:
         """End all ranks: by themselves, as nobody speaks to them, or by force."""
         for rank in self.ranks:
-            rank.close()
+            with suppress(OSError):  # what it never read
+                rank.close()
         for process in self.started:
             try:
                 process.wait(GRACE)

@@ -1,4 +1,4 @@
-"""A process that does one work as one peer: `worker.py SOCKET RANK THREADS TASK`.
+"""A process that does one work as one peer: `worker.py SOCKET RANK CORES TASK`.
 
 TASK is JSON: the peer's module and options, the name of the work (none: only tell
 versions), whether small. Talks in lines of JSON over the socket: tells its rank, then
@@ -70,15 +70,15 @@ def serve(lines, task: dict) -> None:
         tell(failed=f"{type(error).__name__}: {error}")
 
 
-def pin(threads: int) -> None:
-    """No more cores than threads, for libraries that ask how many there are."""
+def pin(cores: int) -> None:
+    """Use the first so many: some libraries count cores and not threads."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
 def main() -> None:
-    path, rank, threads, task = sys.argv[1:]
-    pin(int(threads))
+    path, rank, cores, task = sys.argv[1:]
+    pin(int(cores))
     # mpiexec starts all ranks alike, and tells them apart in the environment
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or rank
     with socket.socket(socket.AF_UNIX) as connection:
