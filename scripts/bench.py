@@ -109,8 +109,25 @@ def roll_call(report: Report, pythons: dict[str, str]) -> dict[str, Peer]:
     return present
 
 
+def measure_all(report: Report, peers, pythons, small: bool) -> None:
+    """Fill the report, work by work."""
+    for name, work in report.works.items():
+        say(f"{name}: {work.title}")
+        report.results[name] = measure(
+            name,
+            work.ranks,
+            peers,
+            pythons,
+            report.threads,
+            report.rounds,
+            small,
+            say,
+        )
+        say("  ".join(["   ", *row(report, name)[1:]]))
+
+
 def main(words: list[str] | None = None) -> int:
-    """0, or 1 where a peer that is there failed."""
+    """0, or 1 where a peer that is there failed or the run was cut short."""
     given = arguments(words)
     peers = {key: PEERS[key] for key in PEERS if key in given.peers}
     pythons = dict(given.python)
@@ -122,19 +139,10 @@ def main(words: list[str] | None = None) -> int:
     report = Report(command, given.threads, given.rounds, peers, works)
     report.loads.append(os.getloadavg()[0])
     present = roll_call(report, pythons)
-    for name, work in works.items():
-        say(f"{name}: {work.title}")
-        report.results[name] = measure(
-            name,
-            work.ranks,
-            present,
-            pythons,
-            given.threads,
-            given.rounds,
-            given.quick,
-            say,
-        )
-        say("  ".join(["   ", *row(report, name)[1:]]))
+    try:
+        measure_all(report, present, pythons, given.quick)
+    except KeyboardInterrupt:
+        say("interrupted: the table holds what was measured until then")
     report.loads.append(os.getloadavg()[0])
     text = markdown(report)
     print(text)
@@ -142,7 +150,8 @@ def main(words: list[str] | None = None) -> int:
         Path(f"{given.out}.md").write_text(text)
         Path(f"{given.out}.json").write_text(as_json(report))
     every = [r for results in report.results.values() for r in results.values()]
-    return int(any(result.failed for result in every))
+    whole = len(report.results) == len(works)
+    return int(not whole or any(result.failed for result in every))
 
 
 def say(text: str) -> None:
@@ -150,5 +159,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too
     sys.exit(main())

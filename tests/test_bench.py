@@ -130,6 +130,21 @@ def test_a_peer_that_computes_something_else_is_not_timed(fakes, capsys):
     assert "No number: engine, Dies: ended without an answer" in out
 
 
+def test_an_interrupted_run_shows_what_it_has(fakes, capsys, monkeypatch):
+    measure = bench.measure
+
+    def interrupted(name, *rest):
+        if name == "engine":
+            raise KeyboardInterrupt
+        return measure(name, *rest)
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    assert run("--only", "adam", "engine", "--peers", "fake") == 1
+    out, err = capsys.readouterr()
+    assert "Adam, 25 M parameters (made tiny) | 1 (" in out
+    assert "interrupted: the table holds" in err
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
