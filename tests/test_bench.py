@@ -185,6 +185,9 @@ def test_ratios_are_medians_of_rounds():
     assert "load average 0.5 and 1.2 before and after" in lines[5]
     assert lines[6] == "- Command: `command`"
     assert lines[7] == "- Versions: A 1; B 2"
+    assert "busy" not in table.markdown(report)
+    report.loads[0] = 1.5
+    assert "The machine was busy" in table.markdown(report)
 
 
 def test_bandwidth_and_the_mean_of_convolutions():

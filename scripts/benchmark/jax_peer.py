@@ -1,6 +1,6 @@
 """JAX at the work of the benchmark: each step is one jitted function.
 
-Images are channels-last inside, which XLA prefers on a CPU.
+Images are channels-last inside.
 """
 
 import platform

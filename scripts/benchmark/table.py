@@ -66,7 +66,7 @@ def cell(work: Work, result: Result, first: bool) -> str:
 def bandwidth(work: Work, seconds: float) -> str:
     if work.kind != "adam":
         return ""
-    return f", {ADAM_BYTES * work.parameters / seconds / 1e9:.0f} GB/s"
+    return f", {ADAM_BYTES * work.parameters / seconds / 1e9:.3g} GB/s"
 
 
 def row(report: Report, name: str) -> list[str]:
@@ -115,6 +115,8 @@ def notes(report: Report, keys: list[str]) -> str:
         f"Command: `{report.command}`",
         "Versions: " + "; ".join(dict.fromkeys(report.versions[key] for key in keys)),
     ]
+    if report.loads[0] > report.threads / 2:
+        lines.append("The machine was busy with other work: times and ratios mislead")
     for key, why in report.missing.items():
         lines.append(f"Missing: {report.peers[key].title}: {why}")
     for name, results in report.results.items():
