@@ -16,7 +16,13 @@ from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
 
 QUICK = ["train", "--epochs", "2", "--batch-size", "64"]
-RESULTS = ["config.json", "curves.png", "metrics.jsonl", "model.safetensors"]
+RESULTS = [
+    "checkpoints",
+    "config.json",
+    "curves.png",
+    "metrics.jsonl",
+    "model.safetensors",
+]
 METRICS = (
     "epoch train_loss test_loss test_accuracy samples seconds samples_per_second lr"
 ).split()

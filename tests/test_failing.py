@@ -144,6 +144,77 @@ def test_a_stalled_collective_names_the_missing_rank():
     )
 
 
+TIMEOUT = """
+import os, signal, sys, time
+import numpy as np
+from minidl.distributed import init
+
+communicator = init(timeout=1.5)
+for step in range(4):
+    communicator.doing = f"step {step} of epoch 1"
+    communicator.all_reduce(np.zeros(2))
+if communicator.rank == 1:
+    if sys.argv[1] == "sleeps":
+        time.sleep(60)
+    if sys.argv[1] == "is stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+communicator.doing = "step 4 of epoch 1"
+if sys.argv[1] != "does not end":
+    communicator.barrier()
+elif communicator.rank == 1:
+    time.sleep(60)
+"""
+
+
+@mpi
+@pytest.mark.parametrize("how", ["sleeps", "is stopped", "does not end"])
+def test_a_rank_that_does_not_come_ends_all_after_the_timeout(how):
+    run = run_ranks(3, TIMEOUT, how)
+    assert run.returncode == 1 and 1.5 < run.seconds < 15
+    assert "Traceback" not in run.stderr
+    if how == "does not end":
+        said = r"rank 0 has waited 1.5 s at the end for rank 1 on host \S+"
+    else:
+        said = (
+            r"rank 0 has waited 1.5 s in barrier\(\) for rank 1 on host \S+; "
+            r"the last thing that all ranks did together: "
+            r"all_reduce\(sum, float64, shape \(2,\)\) in step 3 of epoch 1$"
+        )
+    where = r"^rank 0 of 3 on host \S+, in step 4 of epoch 1: "
+    assert len(re.findall(where + said, run.stderr, re.M)) == 1, run.stderr
+
+
+def run_out_of_memory(communicator):
+    communicator.barrier()
+    communicator.doing = "step 1 of epoch 1"
+    if communicator.rank == 2:
+        np.empty(2**50)
+    communicator.all_reduce(np.zeros(3))
+
+
+@mpi
+def test_a_rank_without_memory_ends_all():
+    run = run_ranks(3, run_out_of_memory)
+    assert run.returncode == 1 and run.seconds < 15
+    where = r"^rank 2 of 3 on host \S+, in step 1 of epoch 1: "
+    assert re.search(where + "out of memory: use a smaller batch", run.stderr, re.M)
+    assert run.stderr.count("Traceback") == 1 and "killed" not in run.stderr
+
+
+@mpi
+def test_a_rank_that_is_late_for_the_start_is_waited_for_until_the_timeout():
+    text = (
+        "import time\n"
+        "from minidl.distributed import init, launched\n"
+        "if launched().rank == 1: time.sleep(60)\n"
+        "init(timeout=1)\n"
+    )
+    run = run_ranks(2, text)
+    assert run.returncode != 0 and run.seconds < 15
+    assert "wait_for_all_ranks_to_start" in run.stderr
+    assert re.search("rank 0 of 2 .* the last thing it did: starting", run.stderr)
+
+
 @mpi
 def test_a_rank_that_never_starts_is_not_waited_for_without_end():
     text = (
@@ -206,14 +277,18 @@ def kill_one(communicator):
         import os
         import signal
 
+        communicator.doing = "step 7 of epoch 2"
         os.kill(os.getpid(), signal.SIGKILL)
     communicator.barrier()
 
 
 @mpi
-def test_a_killed_rank_ends_all():
-    run = run_ranks(2, kill_one)
+def test_a_killed_rank_ends_all_and_is_named():
+    run = run_ranks(3, kill_one)
     assert run.returncode != 0 and run.seconds < 10
+    killed = r"^(rank \d) of 3 on host \S+ \(process \d+\) was killed or has crashed; "
+    killed += r"the last thing it did: (.*)$"
+    assert re.findall(killed, run.stderr, re.M) == [("rank 1", "step 7 of epoch 2")]
 
 
 def end_one_later(communicator):

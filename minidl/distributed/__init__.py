@@ -17,10 +17,11 @@ from minidl.distributed.collectives import (
 )
 from minidl.distributed.communicator import Alone, Communicator, Work
 from minidl.distributed.exchange import DataParallel
-from minidl.distributed.launch import init, is_initialized, launched
+from minidl.distributed.launch import TIMEOUT, init, is_initialized, launched
 from minidl.distributed.simulated import Simulated
 
 __all__ = [
+    "TIMEOUT",
     "Alone",
     "Communicator",
     "DataParallel",

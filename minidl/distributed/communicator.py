@@ -61,6 +61,9 @@ class Communicator:
     A backend gives `_all_reduce`, `_broadcast`, `_reduce_scatter`, `_all_gather` and
     `_barrier`, each of which returns a Work, `_all_gather_object`, and for works
     that are not done at once `_arrived` (which never blocks) and `_await`.
+
+    `doing` may be set to a few words on what this rank does ("step 3 of epoch 1"),
+    which are part of every message about its failing.
     """
 
     backend = ""
@@ -71,6 +74,7 @@ class Communicator:
         self.local_rank: int = local_rank
         self.local_size: int = local_size
         self.host: str = socket.gethostname()
+        self.doing = ""  # what failures say that this rank did last
         self.closed = False
         self._issued = 0
         self._outstanding = deque()

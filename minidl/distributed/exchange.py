@@ -16,6 +16,7 @@ from minidl.array.device import array_module
 from minidl.array.errors import DistributedError
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
+from minidl.distributed.consistency import check_same_weights
 from minidl.distributed.launch import init
 from minidl.nn.module import Module
 from minidl.nn.parameter import FlatStorage, Parameter, flat_storages
@@ -26,6 +27,8 @@ class NaiveExchange:
 
     def __init__(self, parameters: list[Parameter], communicator: Communicator):
         self.parameters, self.communicator = parameters, communicator
+        self.stop_wanted = False  # by this rank, from any moment on
+        self.stop = False  # whether any rank did at the last step: the same on all
 
     def ready(self, parameter: Tensor) -> None:
         """A parameter's gradient is complete: nothing to be done yet."""
@@ -46,14 +49,16 @@ class NaiveExchange:
         A parameter without one on some ranks counts as zero there; without one on any
         rank it is left alone, as it would be on one rank.
         """
-        own = np.array([count, *(p.grad is not None for p in self.parameters)])
+        present = (p.grad is not None for p in self.parameters)
+        own = np.array([count, self.stop_wanted, *present], dtype=float)
         self.communicator.all_reduce(own)
+        self.stop = bool(own[1])
         if not own[0]:
             raise DistributedError(
                 "the global batch has no terms to take the mean of: every label is "
                 "ignored, or no rank has a sample"
             )
-        return float(own[0]), [bool(n) for n in own[1:]]
+        return float(own[0]), [bool(n) for n in own[2:]]
 
 
 class Bucket:
@@ -227,21 +232,3 @@ class DataParallel:
             yield
         finally:
             self.syncing = True
-
-
-def check_same_weights(module: Module, communicator: Communicator) -> None:
-    """Refuse ranks whose model has other names, shapes or values than rank 0's."""
-    from hashlib import blake2b
-
-    digest = blake2b(digest_size=8)
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.shape} {tensor.dtype} ".encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-    everyone = communicator.all_gather_object(digest.hexdigest())
-    others = [str(rank) for rank, d in enumerate(everyone) if d != everyone[0]]
-    if others:
-        raise DistributedError(
-            f"the model of rank {', '.join(others)} differs from that of rank 0: build "
-            "it alike on all ranks, after the same md.manual_seed(...), or load the "
-            "same checkpoint"
-        )

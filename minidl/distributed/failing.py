@@ -22,9 +22,9 @@ def exit_status(exception):
     return exception.code if isinstance(exception.code, int) else 1
 
 
-def describe(exception, rank, size, host):
+def describe(exception, rank, size, host, doing=""):
     """What a rank prints: a sentence for a user's mistake, otherwise the traceback."""
-    where = f"rank {rank} of {size} on host {host}:"
+    where = f"rank {rank} of {size} on host {host}{doing and f', in {doing}'}:"
     if isinstance(exception, SystemExit):
         wordless = exception.code is None or isinstance(exception.code, int)
         return "" if wordless else f"{where} {exception.code}\n"
@@ -32,19 +32,24 @@ def describe(exception, rank, size, host):
         return f"{where} interrupted\n"
     if isinstance(exception, MinidlError):
         return f"{where} {exception}\n"
-    return f"{where}\n{''.join(traceback.format_exception(exception))}"
+    said = f"{where}\n{''.join(traceback.format_exception(exception))}"
+    if isinstance(exception, MemoryError):
+        said += f"{where} out of memory: use a smaller batch, or more ranks\n"
+    return said
 
 
-def report(exception, rank, size, host):
+def report(exception, communicator):
     """Print what a rank has to say about `exception`, and see that it is read.
 
     Where all ranks fail alike, as for a missing file, rank 0 speaks for them: the
     others wait a moment, in which its abort ends them.
     """
+    rank, size = communicator.rank, communicator.size
+    said = describe(exception, rank, size, communicator.host, communicator.doing)
     if rank:
         time.sleep(PATIENCE + min(0.1 * rank, 1.0))
     sys.stdout.flush()
-    sys.stderr.write(describe(exception, rank, size, host))  # in one write
+    sys.stderr.write(said)  # in one write
     sys.stderr.flush()
     time.sleep(LINGER)
 

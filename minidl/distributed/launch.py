@@ -18,6 +18,7 @@ from minidl.array.errors import DependencyError, DistributedError
 from minidl.distributed import failing
 from minidl.distributed.communicator import Alone, Communicator, simulated
 from minidl.distributed.mpi import MPICommunicator
+from minidl.distributed.witness import Witness
 
 # What launchers tell the processes that they start: rank and number of ranks.
 # SLURM_NTASKS is no such thing: a batch script has it too, and is no rank.
@@ -27,7 +28,8 @@ LAUNCHERS = {
     "MVAPICH2": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
     "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # PMIx included
 }
-START_SECONDS = 120  # for all ranks to reach init(), after the first has
+START_SECONDS = 120  # at most, for all ranks to reach init(), after the first has
+TIMEOUT = 600.0  # seconds that a collective waits for a rank, unless told otherwise
 
 _communicator = None  # this process's
 
@@ -53,10 +55,11 @@ def launched(environ=os.environ) -> Launch | None:
     return None
 
 
-def init(backend: str | None = None) -> Communicator:
+def init(backend: str | None = None, timeout: float = TIMEOUT) -> Communicator:
     """The communicator of this process: MPI under a launcher, otherwise Alone.
 
-    `backend` is None (choose), "alone" or "mpi". A second call returns the same
+    `backend` is None (choose), "alone" or "mpi". A rank that has waited `timeout`
+    seconds for another, be it to start, ends the job. A second call returns the same
     communicator. On several ranks, an exception that nobody catches ends the job on
     all of them from now on. Raises DependencyError without mpi4py, and
     DistributedError, on every rank, when ranks run different code.
@@ -75,7 +78,7 @@ def init(backend: str | None = None) -> Communicator:
         return _communicator
     if backend is None:
         backend = "mpi" if launched() else "alone"
-    _communicator = start_mpi() if backend == "mpi" else Alone()
+    _communicator = start_mpi(timeout) if backend == "mpi" else Alone()
     return _communicator
 
 
@@ -86,11 +89,12 @@ def is_initialized() -> bool:
     return _communicator is not None and not _communicator.closed
 
 
-def start_mpi() -> Communicator:
+def start_mpi(timeout) -> Communicator:
     """Start MPI, and check the ranks against each other."""
     launch = launched() or Launch("no launcher", 0, 1)
-    MPI = wait_for_all_ranks_to_start(launch)
-    communicator = MPICommunicator(MPI)
+    witness = Witness(launch.rank, launch.size)
+    MPI = wait_for_all_ranks_to_start(launch, timeout)
+    communicator = MPICommunicator(MPI, timeout, witness)
     if communicator.size > 1:
         failing.install(communicator)
         if isinstance(sys.stdout, TextIOWrapper):
@@ -102,13 +106,14 @@ def start_mpi() -> Communicator:
     return communicator
 
 
-def wait_for_all_ranks_to_start(launch):
+def wait_for_all_ranks_to_start(launch, timeout):
     """Import mpi4py, which starts MPI and returns when all ranks have.
 
     A rank that ended before would be waited for without end, deaf to interrupts:
-    this prints where it waits, and gives up, after START_SECONDS.
+    this prints where it waits, and gives up, after `timeout` or START_SECONDS.
     """
-    faulthandler.dump_traceback_later(START_SECONDS, exit=True, file=sys.__stderr__)
+    seconds = min(timeout, START_SECONDS)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # the latter: mpi4py, but no MPI

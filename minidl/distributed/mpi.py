@@ -37,14 +37,24 @@ class MPICommunicator(Communicator):
 
     backend = "mpi"
 
-    def __init__(self, MPI):
-        self._MPI = MPI
+    def __init__(self, MPI, timeout, witness):
+        self._MPI, self._witness = MPI, witness
         self._mpi = MPI.COMM_WORLD.Dup()  # apart from the caller's own messages
         node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
         node.Free()
         hosts = self._mpi.allgather(self.host)
-        self._peers = Peers(MPI, self._mpi, hosts)
+        self._peers = Peers(MPI, self._mpi, hosts, timeout)
+        self.doing = ""
+
+    @property
+    def doing(self):
+        return self._doing
+
+    @doing.setter
+    def doing(self, what):
+        self._doing = what
+        self._witness.note(what)
 
     def _all_reduce(self, call, array, op):
         host = to_numpy(array)
@@ -117,6 +127,11 @@ class MPICommunicator(Communicator):
             if tests % LOOK_EVERY == 0:
                 self._peers.look(work.call, work.number)
 
+    def _complete_first(self):
+        call = self._outstanding[0].call
+        super()._complete_first()
+        self._peers.last = call, self.doing
+
     def close(self):
         """Say goodbye, and wait until every rank has: nobody is left behind."""
         if self.closed:
@@ -130,11 +145,14 @@ class MPICommunicator(Communicator):
 
     def abort(self, status=1):
         """End the job on all ranks, at once, with `status`."""
+        self._witness.dismiss(spoken=True)
         self._MPI.COMM_WORLD.Abort(status)
+        os._exit(status)  # Abort may return before the launcher ends this rank
 
     def failed(self, exception):
         """Report an exception that nobody caught, and end the job on all ranks."""
         if self.size == 1 or exit_status(exception) == 0:
             return
-        report(exception, self.rank, self.size, self.host)
+        self._witness.dismiss(spoken=True)
+        report(exception, self)
         self.abort(exit_status(exception))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from minidl import __version__
 from minidl.array.errors import MinidlError, UsageError
-from minidl.distributed import init, is_initialized, launched
+from minidl.distributed import TIMEOUT, init, is_initialized, launched
 from minidl.train.recipe import Settings, evaluate_checkpoint, train
+from minidl.train.resume import Stopped
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 
@@ -92,6 +93,8 @@ def parser() -> Parser:
         metavar="DIR",
         help="where results go, replacing earlier ones (runs/DATASET-MODEL)",
     )
+    add_resuming(command)
+    add_timeout(command)
 
     command = commands.add_parser(
         "evaluate", help="loss and accuracy of a checkpoint on the whole test set"
@@ -101,6 +104,7 @@ def parser() -> Parser:
     add_data(command, None)
     add_batch_size(command)
     add_device(command)
+    add_timeout(command)
     return top
 
 
@@ -129,6 +133,37 @@ def add_device(command) -> None:
     command.add_argument("--device", choices=("cpu", "gpu", "auto"), default="auto")
 
 
+def add_resuming(command) -> None:
+    every = {"type": number(int, 0, above=True), "metavar": "K"}
+    command.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="go on from a checkpoint, or a directory's last one that is whole; "
+        "auto: from that in --out, if there is one",
+    )
+    command.add_argument(
+        "--save-every", **every, help="steps between checkpoints (each epoch)"
+    )
+    command.add_argument(
+        "--keep", **every, default=3, help="how many checkpoints are kept (3)"
+    )
+    command.add_argument(
+        "--check-every",
+        **every,
+        help="steps between checks that all ranks hold the same weights (each epoch)",
+    )
+
+
+def add_timeout(command) -> None:
+    command.add_argument(
+        "--timeout",
+        type=number(float, 0, above=True),
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long ranks wait for one that does not come ({TIMEOUT:.0f})",
+    )
+
+
 def settings_of(arguments) -> Settings:
     """The flags that are settings; those that make no sense together are refused."""
     known = Settings.__dataclass_fields__
@@ -140,16 +175,21 @@ def settings_of(arguments) -> Settings:
 
 
 def run_train(arguments) -> None:
-    communicator = init()
+    communicator = init(timeout=arguments.timeout)
     settings = settings_of(arguments).filled()
-    train(settings, communicator)
+    try:
+        train(settings, communicator)
+    except Stopped as stopped:
+        if communicator.rank == 0:
+            print(stopped)
+        return
     if communicator.rank == 0:
         print(f"checkpoint  {Path(settings.out, 'model.safetensors')}")
         print(f"curves      {Path(settings.out, 'curves.png')}")
 
 
 def run_evaluate(arguments) -> None:
-    communicator = init()
+    communicator = init(timeout=arguments.timeout)
     loss, accuracy, samples = evaluate_checkpoint(
         arguments.checkpoint, settings_of(arguments), communicator
     )
@@ -162,7 +202,11 @@ def run_evaluate(arguments) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The entry point; the exit status: 0, 2 for impossible flags, 1 otherwise."""
+    """The entry point; the exit status.
+
+    0, also where SIGTERM or SIGUSR1 has ended a training that is saved; 2 for
+    impossible flags; 130 after Ctrl-C; 1 otherwise.
+    """
     arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -171,4 +215,9 @@ def main(argv: list[str] | None = None) -> int:
             raise  # all ranks end, and one of them speaks
         say(f"minidl {arguments.command}: {error}")
         return error.status
+    except KeyboardInterrupt:
+        if launched() and is_initialized():
+            raise
+        say(f"minidl {arguments.command}: interrupted")
+        return 130
     return 0

@@ -45,6 +45,13 @@ def replace_json(path: Path, value) -> None:
     replace_file(path, json.dumps(value, indent=2).encode() + b"\n")
 
 
+def remove_torn(directory: Path, names: tuple[str, ...]) -> None:
+    """Delete what `replace_file` of these names left behind where it was killed."""
+    for name in names:
+        for path in directory.glob(f".{name}.*.part"):
+            path.unlink(missing_ok=True)
+
+
 def umask() -> int:
     """The bits that new files must not have."""
     mask = os.umask(0)

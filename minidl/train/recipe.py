@@ -14,12 +14,22 @@ from minidl.nn import MLP, Module, SmallCNN
 from minidl.optim import SGD, Adam, AdamW, Optimizer
 from minidl.optim.lr_scheduler import CosineAnnealingLR
 from minidl.train.checkpoint import load_model, save_model
-from minidl.train.files import make_directory, replace_json
+from minidl.train.files import make_directory, remove_torn, replace_json
+from minidl.train.progress import Metrics
 from minidl.train.report import Console, MetricsFile, draw_curves, require_matplotlib
-from minidl.train.trainer import Metrics, Trainer, evaluate
+from minidl.train.resume import (
+    CheckWeights,
+    SaveCheckpoints,
+    check_alike,
+    find,
+    stopping_on_signals,
+)
+from minidl.train.store import Store
+from minidl.train.trainer import Trainer, evaluate
 
 EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 10}
 BATCH_SIZE = {"digits": 32, "mnist": 128, "fashion_mnist": 128}
+RESULTS = ("config.json", "metrics.jsonl", "model.safetensors", "curves.png")
 LR = {"adam": 2e-3, "adamw": 2e-3, "sgd": 0.05}
 
 
@@ -38,6 +48,10 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     out: str | None = None
+    resume: str | None = None
+    save_every: int | None = None
+    keep: int = 3
+    check_every: int | None = None
 
     def filled(self) -> "Settings":
         """With every default in its place."""
@@ -95,7 +109,10 @@ def loader_of(dataset: Dataset, settings, communicator, scaling, device, train: 
 
 
 def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
-    """Data, split, standardization, model, training, evaluation; results in `out`."""
+    """Data, split, standardization, model, training, evaluation; results in `out`.
+
+    Raises Stopped where a signal has ended the training early.
+    """
     settings = settings.filled()
     device = place(settings.device, communicator)
     training, test = load(settings.dataset, settings.data)
@@ -108,11 +125,13 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
     if communicator.rank == 0:
         require_matplotlib()
         make_directory(out)
+        remove_torn(out, RESULTS)
     shape, classes = training.images.shape[1:], len(training.classes)
     config = {
         **settings.__dict__,
         "image_shape": list(shape),
         "classes": classes,
+        "training_samples": len(training),
         "ranks": communicator.size,
         "device": device,
         "minidl": __version__,
@@ -124,20 +143,40 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         optimizer = build_optimizer(settings, model)
         schedule = CosineAnnealingLR(optimizer, settings.epochs * len(loaders[0]))
         parallel = DataParallel(model, communicator)
-
-        reporters = []
+        trainer = Trainer(parallel, optimizer, scheduler=schedule)
+        store = Store(out / "checkpoints", settings.keep)
+        go_on(trainer, settings.resume, store, config, scaling)
         if communicator.rank == 0:
             replace_json(out / "config.json", config)
-            metrics = MetricsFile(out / "metrics.jsonl")
-            reporters = [Console(settings.epochs), metrics]
-        trainer = Trainer(parallel, optimizer, scheduler=schedule, reporters=reporters)
-        history = trainer.fit(*loaders, settings.epochs)
+            file = MetricsFile(out / "metrics.jsonl", trainer.progress.history)
+            trainer.reporters += [Console(settings.epochs), file]
+        extra = {"config": config, "standardize": scaling.state_dict()}
+        trainer.reporters += [
+            CheckWeights(trainer, settings.check_every),
+            SaveCheckpoints(trainer, store, settings.save_every, extra),
+        ]
+        with stopping_on_signals(parallel.exchange):
+            history = trainer.fit(*loaders, settings.epochs)
 
     if communicator.rank == 0:
         save_model(out / "model.safetensors", model, config, scaling)
         title = f"{settings.model} on {settings.dataset}, {settings.optimizer}"
         draw_curves(history, out / "curves.png", title)
     return history
+
+
+def go_on(trainer: Trainer, resume, store: Store, config: dict, scaling) -> None:
+    """Take over the state of the checkpoint that --resume means, if there is one."""
+    communicator = trainer.model.communicator
+    found = find(resume, store, communicator)
+    if found is None:
+        return
+    path, state = found
+    check_alike(path, state, config, scaling.state_dict())
+    trainer.load_state_dict(state["training"])
+    store.adopt(path)
+    if communicator.rank == 0:
+        print(f"resuming    {path} ({trainer.progress})")
 
 
 def evaluate_checkpoint(

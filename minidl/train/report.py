@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from minidl.array.errors import DependencyError
@@ -11,8 +12,8 @@ from minidl.train.files import replace_file
 class Reporter:
     """Hears of a training and says nothing; what others do more is their own."""
 
-    def begin(self, epoch: int, steps: int) -> None:
-        """An epoch of so many steps begins."""
+    def begin(self, epoch: int, steps: int, done: int) -> None:
+        """An epoch of so many steps begins, or goes on after those already done."""
 
     def step(self, loss: float) -> None:
         """A step is done; `loss` is this rank's mean so far."""
@@ -36,9 +37,10 @@ class Console(Reporter):
             ) from error
         self.tqdm, self.epochs, self.bar = tqdm, epochs, None
 
-    def begin(self, epoch: int, steps: int) -> None:
+    def begin(self, epoch: int, steps: int, done: int) -> None:
         self.bar = self.tqdm(
             total=steps,
+            initial=done,
             desc=f"epoch {epoch}/{self.epochs}",
             unit="step",
             leave=False,
@@ -67,10 +69,10 @@ class Console(Reporter):
 
 
 class MetricsFile(Reporter):
-    """metrics.jsonl: one JSON object an epoch."""
+    """metrics.jsonl: one JSON object an epoch; `history` is of those before."""
 
-    def __init__(self, path: Path):
-        self.path, self.lines = path, []
+    def __init__(self, path: Path, history: Sequence = ()):
+        self.path, self.lines = path, [json.dumps(m.as_dict()) for m in history]
 
     def epoch(self, metrics) -> None:
         self.lines.append(json.dumps(metrics.as_dict()))

@@ -1,17 +1,19 @@
 """Trainer: epochs of steps, what they cost and what they reach."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from math import isfinite
 from time import perf_counter
 
 import numpy as np
 
+from minidl.array.device import to_device
 from minidl.array.errors import MinidlError
+from minidl.array.random import default_generator
 from minidl.autograd.mode import no_grad
 from minidl.data import DataLoader
 from minidl.distributed import DataParallel
 from minidl.nn import functional as F
+from minidl.train.progress import Metrics, Progress
 from minidl.train.report import Reporter
 from minidl.train.step import train_step
 
@@ -20,28 +22,12 @@ class DivergedError(MinidlError, ArithmeticError):
     """The loss is no longer a number."""
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """One epoch, over all ranks: losses are means over samples, time is in seconds."""
-
-    epoch: int
-    train_loss: float
-    test_loss: float
-    test_accuracy: float
-    samples: int
-    seconds: float
-    samples_per_second: float
-    lr: float
-
-    def as_dict(self) -> dict:
-        return asdict(self)
-
-
 class Trainer:
     """Trains a classifier: `model` is a DataParallel, `loss_fn(scores, labels)` a mean.
 
     `scheduler`, if there is one, is stepped after every step. `reporters` hear of
-    the steps and epochs; on ranks other than 0 there are usually none.
+    the steps and epochs; on ranks other than 0 there are usually none. `progress` says
+    where the training stands; `fit` goes on from there.
     """
 
     def __init__(
@@ -54,59 +40,113 @@ class Trainer:
     ):
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.reporters = scheduler, list(reporters)
+        self.progress = Progress()
 
     def fit(self, train: DataLoader, test: DataLoader, epochs: int) -> list[Metrics]:
-        """Train for some epochs, with an evaluation after each."""
-        history = []
+        """Train for some epochs in all, with an evaluation after each."""
         try:
             with np.errstate(all="ignore"):  # a loss that is no number is told below
-                for epoch in range(1, epochs + 1):
-                    history.append(self.one_epoch(epoch, train, test))
-                    self.tell("epoch", history[-1])
+                while self.progress.epoch <= epochs:
+                    self.one_epoch(train, test)
+                    self.tell("epoch", self.progress.history[-1])
         finally:
             self.tell("end")
-        return history
+        return self.progress.history
 
-    def one_epoch(self, epoch: int, train: DataLoader, test: DataLoader) -> Metrics:
-        """Train and evaluate once."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        start = perf_counter()
-        loss, samples = self.train_epoch(train, epoch)
-        seconds = perf_counter() - start
+    def one_epoch(self, train: DataLoader, test: DataLoader) -> None:
+        """Train, or what is left of an epoch, and evaluate."""
+        progress = self.progress
+        if progress.steps == 0:
+            progress.lr = float(self.optimizer.param_groups[0]["lr"])
+        loss, samples = self.train_epoch(train)
+        self.model.communicator.doing = f"evaluating after epoch {progress.epoch}"
         test_loss, accuracy = evaluate(self.model, test, self.loss_fn)
-        return Metrics(
-            epoch=epoch,
-            train_loss=loss,
-            test_loss=test_loss,
-            test_accuracy=accuracy,
-            samples=samples,
-            seconds=seconds,
-            samples_per_second=samples / seconds,
-            lr=lr,
+        progress.finish(
+            Metrics(
+                epoch=progress.epoch,
+                train_loss=loss,
+                test_loss=test_loss,
+                test_accuracy=accuracy,
+                samples=samples,
+                seconds=progress.seconds,
+                samples_per_second=samples / progress.seconds,
+                lr=progress.lr,
+            )
         )
 
-    def train_epoch(self, loader: DataLoader, epoch: int) -> tuple[float, int]:
+    def train_epoch(self, loader: DataLoader) -> tuple[float, int]:
         """One pass: the mean loss over all samples of all ranks, and their number."""
         self.model.train()
-        self.tell("begin", epoch, len(loader))
-        sums = np.zeros(3)  # the loss's total and count, and samples
-        for step, (images, labels) in enumerate(loader, 1):
+        progress, communicator = self.progress, self.model.communicator
+        start = perf_counter() - progress.seconds
+        loader.sampler.set_epoch(progress.epoch - 1)
+        steps = len(loader)
+        seen = min(progress.steps * loader.batch_size, len(loader.dataset))
+        loader.sampler.set_epoch(progress.epoch - 1, seen)
+        self.tell("begin", progress.epoch, steps, progress.steps)
+        sums = progress.sums
+        for step, (images, labels) in enumerate(loader, progress.steps + 1):
+            communicator.doing = f"step {step} of epoch {progress.epoch}"
             loss = train_step(self.model, self.loss_fn, self.optimizer, images, labels)
             if self.scheduler is not None:
                 self.scheduler.step()
             sums += loss.total.item(), loss.count, len(labels)
             if not isfinite(sums[0]):
                 raise DivergedError(
-                    f"the loss is {loss.total.item()} in step {step} of epoch {epoch}: "
-                    "training has diverged; try a smaller learning rate"
+                    f"the loss is {loss.total.item()} in step {step} of epoch "
+                    f"{progress.epoch}: training has diverged; try a smaller learning "
+                    "rate"
                 )
+            progress.steps = step
+            progress.total_steps += 1
+            progress.seconds = perf_counter() - start
             self.tell("step", sums[0] / max(sums[1], 1))
-        self.model.communicator.all_reduce(sums)
-        return float(sums[0] / sums[1]), int(sums[2])
+        total = communicator.all_reduce(sums.copy())
+        return float(total[0] / total[1]), int(total[2])
 
     def tell(self, event: str, *what) -> None:
         for reporter in self.reporters:
             getattr(reporter, event)(*what)
+
+    def state_dict(self) -> dict:
+        """All that it takes to go on as if nothing had been; every rank calls this.
+
+        `ranks` holds what differs between them: sums, random numbers, and buffers, as
+        the running statistics of batch norm.
+        """
+        buffers = self.model.module.named_buffers()
+        own = {
+            "sums": self.progress.sums,
+            "random": default_generator().state,
+            "buffers": {name: tensor.numpy() for name, tensor in buffers},
+        }
+        return {
+            "model": self.model.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "progress": self.progress.state_dict(),
+            "ranks": self.model.communicator.all_gather_object(own),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a state, on as many ranks as it was taken from or others.
+
+        On others, all take the random numbers and buffers of rank 0.
+        """
+        self.model.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.progress.load_state_dict(state["progress"])
+        rank, ranks = self.model.communicator.rank, state["ranks"]
+        if len(ranks) == self.model.communicator.size:
+            own, sums = ranks[rank], ranks[rank]["sums"]
+        else:
+            own, sums = ranks[0], sum(r["sums"] for r in ranks) * (rank == 0)
+        self.progress.sums = np.array(sums)
+        default_generator().state = own["random"]
+        for name, tensor in self.model.module.named_buffers():
+            tensor.data[...] = to_device(own["buffers"][name], tensor.device)
 
 
 @no_grad()
