@@ -1,0 +1,210 @@
+"""Convolution on a CPU with a compiler, in one call for each of its three operations.
+
+Nothing is lowered to a matrix: an image is copied into a padded buffer, where each
+tap is a fixed distance away from its output (`sweep_loops`). What lies where is
+worked out here, once for a geometry. Every sum is taken in an order that depends on
+the shapes alone, so results are the same for any number of threads.
+
+Serves float32 and float64 in one or two dimensions; each function answers None or
+False for what it cannot serve, and `convolution_cpu` does the same in NumPy.
+"""
+
+import ctypes
+from functools import cache, lru_cache
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from minidl.array import compiler
+from minidl.array.sweep_loops import SOURCE
+from minidl.array.threads import get_num_threads
+
+PARTS = 16  # at most, that a weight gradient's sum over the batch is made of
+PART_WORK = 1 << 20  # multiplications that are worth a part of their own
+SERIAL_WORK = 1 << 17  # multiplications below which threads cost more than they give
+DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+def forward(x, w, b, shape, *geometry):
+    """y = w * x + b for y of the given shape."""
+    function = _function("convolve", x.dtype)
+    if function is None or x.ndim > 4 or not prod(shape):
+        return None
+    y = np.empty(shape, x.dtype)
+    plan = _forward(x.shape, w.shape, shape[2:], *geometry, True)
+    _convolve(function, plan, x, w, b, y)
+    return y
+
+
+def input_gradient(gy, w, x_shape, *geometry):
+    """gx, the sweeps of gy that the stride's phases ask for."""
+    function = _function("convolve", gy.dtype)
+    if function is None or gy.ndim > 4 or not prod(x_shape) or not gy.size:
+        return None
+    gx = np.empty(x_shape, gy.dtype)
+    plan = _backward(gy.shape, w.shape, tuple(x_shape), *geometry)
+    _convolve(function, plan, gy, w, None, gx)
+    return gx
+
+
+def weight_gradient(gy, x, gw, *geometry) -> bool:
+    """Write gw, the sum over the batch of x and gy under each tap."""
+    function = _function("weight_gradient", x.dtype)
+    if function is None or x.ndim > 4 or not gw.flags.c_contiguous:
+        return False
+    if not gy.size or not gw.size:
+        return False
+    plan = _forward(x.shape, gw.shape, gy.shape[2:], *geometry, False)
+    parts = max(1, min(PARTS, len(x), plan.work // PART_WORK))
+    x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
+    addresses = map(compiler.pointer, (x, gy, gw))
+    function(*addresses, plan.images, plan.filters, plan.sweeps, parts, plan.threads())
+    return True
+
+
+def _convolve(function, plan, x, w, b, y):
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    if b is not None:
+        b = np.ascontiguousarray(b, x.dtype)
+    addresses = [None if a is None else compiler.pointer(a) for a in (x, w, b, y)]
+    number = plan.number
+    function(*addresses, plan.images, plan.filters, plan.sweeps, number, plan.threads())
+
+
+@cache
+def _function(name, dtype):
+    """The compiled function for arrays of this dtype, or None."""
+    if not dtype.isnative or dtype not in DTYPES:
+        return None
+    library = compiler.load(SOURCE, "-ffp-contract=fast")
+    if library is None:
+        return None
+    function = getattr(library, f"{name}_{DTYPES[dtype]}")
+    arrays = 3 if name == "weight_gradient" else 4
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p] * (arrays + 3) + [ctypes.c_int64] * 2
+    return function
+
+
+class _Plan:
+    """The structs Images, Filters and Sweep of the C++ code, for one geometry."""
+
+    def __init__(self, images, filters, sweeps, work):
+        self.images, self.filters = _int64(images), _int64(filters)
+        self.work, self.number = work, len(sweeps)
+        self.tables = [(_int64(far), _int64(taps)) for far, taps, _ in sweeps]
+        fields = []
+        for (far, taps), (_, _, target) in zip(self.tables, sweeps, strict=True):
+            fields += [len(far), *target, *map(ctypes.addressof, (far, taps))]
+        self.sweeps = _int64(fields)
+
+    def threads(self):
+        return get_num_threads() if self.work > SERIAL_WORK else 1
+
+
+def _int64(values):
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@lru_cache(maxsize=256)
+def _forward(x_shape, w_shape, out, stride, padding, dilation, groups, joined):
+    """One sweep. Padded inputs are dealt to as many phases as the stride is long, so
+    that the inputs of neighbouring outputs are neighbours."""
+    n, channels, *size = x_shape
+    k, c, *kernel = w_shape
+    work = prod(w_shape) * prod(out) * n
+    size, kernel, out = _two(size, 1), _two(kernel, 1), _two(out, 1)
+    stride, padding, dilation = _two(stride, 1), _two(padding, 0), _two(dilation, 1)
+    height, width = (
+        -(-(m + 2 * p) // s) for m, p, s in zip(size, padding, stride, strict=True)
+    )
+    line, shared = width, stride[1] == 1 and out[1] <= size[1] + padding[1]
+    if shared:  # the padding right of a row is the padding left of the next
+        line = size[1] + padding[1]
+    phase = height * line + (padding[1] if shared else 0)
+    far = [
+        (i * dilation[0] % stride[0] * stride[1] + j * dilation[1] % stride[1]) * phase
+        + i * dilation[0] // stride[0] * line
+        + j * dilation[1] // stride[1]
+        for i, j in product(*map(range, kernel))
+    ]
+    target = (*out, 0, 0, 1, 1, line)
+    plane = stride[0] * stride[1] * phase
+    if joined and line == out[1]:  # rows without gaps between them are one
+        target = (1, prod(out), 0, 0, 1, 1, prod(out))
+    in_place = plane == prod(size) == prod(out) and plane % 16 == 0
+    images = (
+        n,
+        channels,
+        *size,
+        *padding,
+        *stride,
+        line,
+        phase,
+        plane * (not in_place),
+    )
+    taps = prod(kernel)
+    filters = (groups, k // groups, c, k // groups * c * taps, c * taps, taps, 1)
+    filters += (*out, 0)
+    return _Plan(images, filters, [(far, range(taps), target)], work)
+
+
+@lru_cache(maxsize=256)
+def _backward(gy_shape, w_shape, x_shape, stride, padding, dilation, groups):
+    """A sweep for each phase of the stride: inputs i = m * stride + r - padding meet
+    the taps t with t * dilation = u * stride + r, and gy at m - u."""
+    n, filters, *out = gy_shape
+    k, c, *kernel = w_shape
+    work = prod(w_shape) * prod(out) * n
+    size, kernel, out = _two(x_shape[2:], 1), _two(kernel, 1), _two(out, 1)
+    stride, padding, dilation = _two(stride, 1), _two(padding, 0), _two(dilation, 1)
+    axes = [
+        _phases(*axis)
+        for axis in zip(size, out, kernel, stride, padding, dilation, strict=True)
+    ]
+    (top, height, rows), (left, line, columns) = axes
+    # the padding right of a row is the padding left of the next
+    line = max(line - left, out[1] + left, *(count for _, count, _, _ in columns))
+    phase = height * line + left
+    sweeps = []
+    for (first, m, row, us), (second, o, column, vs) in product(rows, columns):
+        if m > 0 and o > 0:
+            near = [
+                ((top + first - u) * line + left + second - v, i * kernel[1] + j)
+                for (i, u), (j, v) in product(us, vs)
+            ]
+            far, taps = ([pair[i] for pair in near] for i in (0, 1))
+            sweeps.append((far, taps, (m, o, row, column, *stride, line)))
+    in_place = (
+        phase == prod(out) == prod(size)
+        and sweeps[0][0] == [0]
+        and len(sweeps) == 1
+        and phase % 16 == 0
+    )
+    if in_place:
+        far, taps, (m, o, *rest, _) = sweeps[0]
+        sweeps = [(far, taps, (1, m * o, *rest, m * o))]
+    images = (n, filters, *out, top, left, 1, 1, line, phase, phase * (not in_place))
+    taps = prod(kernel)
+    shape = (groups, c, k // groups, k // groups * c * taps, taps, c * taps, 1)
+    return _Plan(images, (*shape, *size, 0), sweeps, work)
+
+
+def _phases(size, out, kernel, stride, padding, dilation):
+    """One dimension of `_backward`: gy's padding before it, the length of its buffer,
+    and for each phase: the first m, how many, the first input, the taps (t, u)."""
+    phases = []
+    for r in range(stride):
+        us = [(t, t * dilation // stride) for t in range(kernel)]
+        us = [(t, u) for t, u in us if t * dilation % stride == r]
+        first = -(-(padding - r) // stride)
+        count = -(-(size + padding - r) // stride) - first
+        phases.append((first, count, first * stride + r - padding, us))
+    lowest = min([p[0] - u for p in phases for _, u in p[3]] + [0])
+    highest = max([p[0] + p[1] for p in phases if p[3]] + [out])
+    return -lowest, highest - lowest, phases
+
+
+def _two(values, fill):
+    return (fill,) * (2 - len(values)) + tuple(values)
