@@ -19,10 +19,13 @@ import numpy as np
 from minidl.array import compiler
 from minidl.array.sweep_loops import SOURCE
 from minidl.array.threads import get_num_threads
+from minidl.array.winograd_loops import SOURCE as TILES
 
 PARTS = 16  # at most, that a weight gradient's sum over the batch is made of
 PART_WORK = 1 << 20  # multiplications that are worth a part of their own
 SERIAL_WORK = 1 << 17  # multiplications below which threads cost more than they give
+TILE_CHANNELS, TILE_PIXELS = 16, 128  # from which 2 x 2 outputs at a time pay
+TILE_PARTS = 8  # each is almost twice as large
 DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
@@ -32,6 +35,10 @@ def forward(x, w, b, shape, *geometry):
     if function is None or x.ndim > 4 or not prod(shape):
         return None
     y = np.empty(shape, x.dtype)
+    if _winograd(x, w.shape, shape, *geometry):
+        tiles = _tiles(x.shape, shape, geometry[1], False)
+        _convolve_tiles(tiles, x, w, b, y)
+        return y
     plan = _forward(x.shape, w.shape, shape[2:], *geometry, True)
     _convolve(function, plan, x, w, b, y)
     return y
@@ -43,6 +50,11 @@ def input_gradient(gy, w, x_shape, *geometry):
     if function is None or gy.ndim > 4 or not prod(x_shape) or not gy.size:
         return None
     gx = np.empty(x_shape, gy.dtype)
+    if _winograd(gy, w.shape, x_shape, *geometry):
+        padding = tuple(2 - p for p in geometry[1])
+        tiles = _tiles(gy.shape, tuple(x_shape), padding, True)
+        _convolve_tiles(tiles, gy, w, None, gx)
+        return gx
     plan = _backward(gy.shape, w.shape, tuple(x_shape), *geometry)
     _convolve(function, plan, gy, w, None, gx)
     return gx
@@ -59,6 +71,11 @@ def weight_gradient(gy, x, gw, *geometry) -> bool:
     parts = max(1, min(PARTS, len(x), plan.work // PART_WORK))
     x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
     addresses = map(compiler.pointer, (x, gy, gw))
+    if _winograd(x, gw.shape, gy.shape, *geometry):
+        tiles = _tiles(x.shape, gy.shape, geometry[1], False)
+        function = _function("winograd_weight_gradient", x.dtype)
+        function(*addresses, tiles, min(parts, TILE_PARTS), get_num_threads())
+        return True
     function(*addresses, plan.images, plan.filters, plan.sweeps, parts, plan.threads())
     return True
 
@@ -72,18 +89,52 @@ def _convolve(function, plan, x, w, b, y):
     function(*addresses, plan.images, plan.filters, plan.sweeps, number, plan.threads())
 
 
+def _winograd(x, w_shape, shape, stride, padding, dilation, groups):
+    """Whether tiles of 2 x 2 outputs are worth their transforms, and exact enough."""
+    return (
+        tuple(w_shape[2:]) == (3, 3)
+        and x.dtype == np.float32
+        and (stride, dilation, groups) == ((1, 1), (1, 1), 1)
+        and max(padding) <= 2
+        and min(w_shape[:2]) >= TILE_CHANNELS
+        and prod(shape[2:]) >= TILE_PIXELS
+    )
+
+
+@lru_cache(maxsize=256)
+def _tiles(x_shape, shape, padding, turned):
+    """The struct Tiles; the input gradient is a convolution with turned weights."""
+    n, c, *size = x_shape
+    k, *out = shape[1:]
+    strides = (9, 9 * k) if turned else (9 * c, 9)
+    tiles = [-(-m // 2) for m in out]
+    return _int64((n, c, k, *size, *padding, *out, *tiles, *strides, turned))
+
+
+def _convolve_tiles(tiles, x, w, b, y):
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    if b is not None:
+        b = np.ascontiguousarray(b, x.dtype)
+    addresses = [None if a is None else compiler.pointer(a) for a in (x, w, b, y)]
+    _function("winograd_convolve", x.dtype)(*addresses, tiles, get_num_threads())
+
+
 @cache
 def _function(name, dtype):
     """The compiled function for arrays of this dtype, or None."""
     if not dtype.isnative or dtype not in DTYPES:
         return None
-    library = compiler.load(SOURCE, "-ffp-contract=fast")
+    library = compiler.load(SOURCE + TILES, "-ffp-contract=fast")
     if library is None:
         return None
-    function = getattr(library, f"{name}_{DTYPES[dtype]}")
-    arrays = 3 if name == "weight_gradient" else 4
+    if name.startswith("winograd"):
+        function, structs = library[name], 1
+    else:
+        function, structs = library[f"{name}_{DTYPES[dtype]}"], 3
+    arrays, numbers = (3, 2) if "weight" in name else (4, 1 + structs // 3)
     function.restype = None
-    function.argtypes = [ctypes.c_void_p] * (arrays + 3) + [ctypes.c_int64] * 2
+    function.argtypes = [ctypes.c_void_p] * (arrays + structs)
+    function.argtypes += [ctypes.c_int64] * numbers
     return function
 
 
@@ -146,7 +197,7 @@ def _forward(x_shape, w_shape, out, stride, padding, dilation, groups, joined):
     )
     taps = prod(kernel)
     filters = (groups, k // groups, c, k // groups * c * taps, c * taps, taps, 1)
-    filters += (*out, 0)
+    filters += out
     return _Plan(images, filters, [(far, range(taps), target)], work)
 
 
@@ -188,7 +239,7 @@ def _backward(gy_shape, w_shape, x_shape, stride, padding, dilation, groups):
     images = (n, filters, *out, top, left, 1, 1, line, phase, phase * (not in_place))
     taps = prod(kernel)
     shape = (groups, c, k // groups, k // groups * c * taps, taps, c * taps, 1)
-    return _Plan(images, (*shape, *size, 0), sweeps, work)
+    return _Plan(images, (*shape, *size), sweeps, work)
 
 
 def _phases(size, out, kernel, stride, padding, dilation):

@@ -82,7 +82,7 @@ struct Sweep {
 struct Filters {
     I groups, out, in;                  // channels a group
     I of_group, of_out, of_in, of_tap;  // strides of the weight
-    I rows, columns, relu;              // of the output's images
+    I rows, columns;                    // of the output's images
 };
 
 // panel[block][in][tap][filter], zeros where there is no filter
@@ -127,14 +127,8 @@ template <class T> static void leave(
         for (I k = 0; k < count; ++k, target += f.rows * f.columns) {
             const T* source = from + k * WIDE * Vector<T>::size + first - at;
             T b = bias ? bias[k] : 0;
-            if (s.column_step == 1) for (I j = 0; j < m; ++j) {
-                T v = source[j] + b;
-                target[j] = f.relu && v <= 0 ? 0 : v;
-            }
-            else for (I j = 0; j < m; ++j) {
-                T v = source[j] + b;
-                target[j * s.column_step] = f.relu && v <= 0 ? 0 : v;
-            }
+            if (s.column_step == 1) for (I j = 0; j < m; ++j) target[j] = source[j] + b;
+            else for (I j = 0; j < m; ++j) target[j * s.column_step] = source[j] + b;
         }
     }
 }
