@@ -147,6 +147,14 @@ def conv_weight_gradient(
     return out
 
 
+def conv_bias_gradient(gy: Array) -> Array:
+    """gb, the sum of gy (N, K, *out) over all but K."""
+    gb = None
+    if array_module(gy) is np:
+        gb = sweep.bias_gradient(gy)
+    return gy.sum((0, *range(2, gy.ndim))) if gb is None else gb
+
+
 def _is_half(array) -> bool:
     return array.dtype.itemsize == 2
 

@@ -26,6 +26,13 @@ PART_WORK = 1 << 20  # multiplications that are worth a part of their own
 SERIAL_WORK = 1 << 17  # multiplications below which threads cost more than they give
 TILE_CHANNELS, TILE_PIXELS = 16, 128  # from which 2 x 2 outputs at a time pay
 TILE_PARTS = 8  # each is almost twice as large
+_SIGNATURES = {  # how many addresses, how many numbers
+    "convolve": (7, 2),
+    "weight_gradient": (6, 2),
+    "bias_gradient": (2, 4),
+    "winograd_convolve": (5, 1),
+    "winograd_weight_gradient": (4, 2),
+}
 DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
@@ -80,6 +87,19 @@ def weight_gradient(gy, x, gw, *geometry) -> bool:
     return True
 
 
+def bias_gradient(gy):
+    """The sum of gy (N, K, *out) over all but K."""
+    function = _function("bias_gradient", gy.dtype)
+    if function is None:
+        return None
+    n, k, *out = gy.shape
+    gy, gb = np.ascontiguousarray(gy), np.empty(k, gy.dtype)
+    threads = get_num_threads() if gy.size > SERIAL_WORK else 1
+    addresses = compiler.pointer(gy), compiler.pointer(gb)
+    function(*addresses, n, k, prod(out), threads)
+    return gb
+
+
 def _convolve(function, plan, x, w, b, y):
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     if b is not None:
@@ -127,14 +147,12 @@ def _function(name, dtype):
     library = compiler.load(SOURCE + TILES, "-ffp-contract=fast")
     if library is None:
         return None
-    if name.startswith("winograd"):
-        function, structs = library[name], 1
-    else:
-        function, structs = library[f"{name}_{DTYPES[dtype]}"], 3
-    arrays, numbers = (3, 2) if "weight" in name else (4, 1 + structs // 3)
+    if not name.startswith("winograd"):
+        name = f"{name}_{DTYPES[dtype]}"
+    function = library[name]
+    addresses, numbers = _SIGNATURES[name.removesuffix(f"_{DTYPES[dtype]}")]
     function.restype = None
-    function.argtypes = [ctypes.c_void_p] * (arrays + structs)
-    function.argtypes += [ctypes.c_int64] * numbers
+    function.argtypes = [ctypes.c_void_p] * addresses + [ctypes.c_int64] * numbers
     return function
 
 

@@ -11,6 +11,7 @@ SOURCE = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 typedef int64_t I;
 
@@ -23,10 +24,19 @@ enum { BYTES = 16, REGISTERS = 32 };
 #else
 enum { BYTES = 16, REGISTERS = 16 };
 #endif
+#ifdef __clang__
+#define SHUFFLE(a, b, mask) a
+enum { SQUARES = 0 };
+#else
+#define SHUFFLE __builtin_shuffle
+enum { SQUARES = 1 };  // whether squares are transposed in registers
+#endif
 enum { FILTERS = REGISTERS / 4, WIDE = 3 };  // outputs in registers: filters x vectors
 
 template <class T> struct Vector {
     typedef T type __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
+    typedef typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type index;
+    typedef index mask __attribute__((vector_size(BYTES)));
     enum { size = BYTES / sizeof(T) };
 };
 
@@ -113,11 +123,19 @@ static void tile(const T* x, I plane, I in, const Sweep& s, const T* panel, T* y
         for (int v = 0; v < VECTORS; ++v) *(V*)(y + (k * WIDE + v) * size) = sum[k][v];
 }
 
+// to = from + b in vectors, of which the last may overlap the one before
+template <class T, int SIZE> static inline void add(const T* from, T* to, I m, T b) {
+    typedef T V __attribute__((vector_size(SIZE * sizeof(T)), aligned(alignof(T))));
+    for (I j = 0; j + SIZE < m; j += SIZE) *(V*)(to + j) = *(const V*)(from + j) + b;
+    *(V*)(to + m - SIZE) = *(const V*)(from + m - SIZE) + b;
+}
+
 // Copy positions [at, stop) of a tile to the outputs that they are.
 template <class T> static void leave(
     const T* from, T* y, I count, I at, I stop, const T* bias, const Filters& f,
     const Sweep& s
 ) {
+    const int size = Vector<T>::size;
     const I line = s.line;
     for (I row = at / line; row < s.rows && row * line < stop; ++row) {
         I first = std::max(at, row * line);
@@ -125,9 +143,11 @@ template <class T> static void leave(
         T* target = y + (s.row0 + row * s.row_step) * f.columns
                   + s.column0 + (first - row * line) * s.column_step;
         for (I k = 0; k < count; ++k, target += f.rows * f.columns) {
-            const T* source = from + k * WIDE * Vector<T>::size + first - at;
+            const T* source = from + k * WIDE * size + first - at;
             T b = bias ? bias[k] : 0;
-            if (s.column_step == 1) for (I j = 0; j < m; ++j) target[j] = source[j] + b;
+            if (s.column_step == 1 && m >= size) add<T, size>(source, target, m, b);
+            else if (s.column_step == 1 && m >= size / 2)
+                add<T, size / 2>(source, target, m, b);
             else for (I j = 0; j < m; ++j) target[j * s.column_step] = source[j] + b;
         }
     }
@@ -205,20 +225,52 @@ template <class T> static void convolve(
 
 // Weight gradient ---------------------------------------------------------------
 
+// Transpose a square of as many rows as a vector is long: after the step, elements
+// whose row and column numbers differ in this bit have changed places.
+template <class T, int STEP> static inline void transpose(typename Vector<T>::type* row) {
+    const int size = Vector<T>::size;
+    typename Vector<T>::mask low, high;
+    #pragma GCC unroll 16
+    for (int i = 0; i < size; ++i) {
+        low[i] = i & STEP ? size + i - STEP : i;
+        high[i] = i & STEP ? size + i : i + STEP;
+    }
+    #pragma GCC unroll 16
+    for (int i = 0; i < size; ++i) {
+        if (i & STEP) continue;
+        auto a = row[i], b = row[i + STEP];
+        row[i] = SHUFFLE(a, b, low);
+        row[i + STEP] = SHUFFLE(a, b, high);
+    }
+    if constexpr (2 * STEP < size) transpose<T, 2 * STEP>(row);
+}
+
 // gy (filters, positions) -> (positions, width): filters side by side, then zeros
 template <class T>
 static void turn(const T* gy, I filters, I apart, I positions, I width, T* to) {
-    for (I k = 0; k < filters; k += 16)
-        for (I q = 0; q < positions; ++q)
-            for (I i = k; i < std::min(filters, k + 16); ++i)
-                to[q * width + i] = gy[i * apart + q];
-    for (I q = 0; filters < width && q < positions; ++q)
-        for (I i = filters; i < width; ++i) to[q * width + i] = 0;
+    typedef typename Vector<T>::type V;
+    const I size = Vector<T>::size;
+    I k = 0, whole = SQUARES ? positions / size * size : 0;
+    for (; k < filters; k += size) {
+        const I count = std::min(size, filters - k);
+        I q = 0;
+        for (; count == size && q < whole; q += size) {
+            V row[Vector<T>::size];
+            #pragma GCC unroll 16
+            for (int i = 0; i < size; ++i) row[i] = *(const V*)(gy + (k + i) * apart + q);
+            transpose<T, 1>(row);
+            #pragma GCC unroll 16
+            for (int i = 0; i < size; ++i) *(V*)(to + (q + i) * width + k) = row[i];
+        }
+        for (; q < positions; ++q)
+            for (I i = 0; i < size; ++i)
+                to[q * width + k + i] = i < count ? gy[(k + i) * apart + q] : 0;
+    }
 }
 
 // sum[pair][filter] += x * gy over rows x columns, a pair being (channel, tap)
 template <class T, int PAIRS, int VECTORS> static void correlate(
-    const T* const* pairs, const T* gy, I width, I rows, I columns, I line, T* sum
+    const T* const* pairs, const T* gy, I rows, I columns, I line, T* sum
 ) {
     typedef typename Vector<T>::type V;
     const int size = Vector<T>::size;
@@ -226,7 +278,7 @@ template <class T, int PAIRS, int VECTORS> static void correlate(
     const T* x[PAIRS];
     for (int p = 0; p < PAIRS; ++p) x[p] = pairs[p];
     for (I r = 0; r < rows; ++r) {
-        for (I q = 0; q < columns; ++q, gy += width) {
+        for (I q = 0; q < columns; ++q, gy += VECTORS * size) {
             V here[VECTORS];
             for (int v = 0; v < VECTORS; ++v) here[v] = *(const V*)(gy + v * size);
             for (int p = 0; p < PAIRS; ++p)
@@ -254,11 +306,13 @@ template <class T> static void correlate_image(
     for (I g = 0; g < f.groups; ++g)
     for (I r = 0; r < s.rows; r += d.chunk) {
         I rows = std::min(d.chunk, s.rows - r);
-        turn(gy + g * f.out * s.rows * s.columns + r * s.columns, f.out,
-             s.rows * s.columns, rows * s.columns, d.width, turned);
+        const I all = s.rows * s.columns, here = rows * s.columns;
+        const T* from = gy + g * f.out * all + r * s.columns;
         T* to = sum + g * padded * d.width;
         for (I v = 0, wide; v < d.width / size; v += wide) {
             wide = std::min(d.vectors, d.width / size - v);
+            turn(from + v * size * all, std::min(f.out - v * size, wide * size), all,
+                 here, wide * size, turned);
             for (I p = 0; p < padded; p += d.pairs, to += d.pairs * wide * size) {
                 const T* pairs[9];
                 for (I i = 0; i < d.pairs; ++i) {
@@ -267,7 +321,7 @@ template <class T> static void correlate_image(
                              + s.distance[pair % s.taps] + r * s.line;
                 }
                 #define CORRELATE(P, N) correlate<T, P, N>( \
-                    pairs, turned + v * size, d.width, rows, s.columns, s.line, to)
+                    pairs, turned, rows, s.columns, s.line, to)
                 if (d.pairs == 9) {
                     if (wide == 3) CORRELATE(9, REGISTERS / 32 * 2 + 1);
                     else if (wide == 2) CORRELATE(9, REGISTERS / 32 + 1);
@@ -293,7 +347,7 @@ template <class T> static void weight_gradient(
     d.pairs = w.taps % 9 ? 8 : 9;
     d.vectors = REGISTERS / 32 * 2 + 1;
     d.width = (f.out + size - 1) / size * size;
-    d.chunk = std::max(I(1), I(8192) / (d.width * w.columns));
+    d.chunk = std::min(w.rows, std::max(I(1), I(256) / w.columns));
     const I padded = (total + d.pairs - 1) / d.pairs * d.pairs;
     const I room = f.groups * padded * d.width;
     T* sums = workspace<T>(1, parts * room);
@@ -303,7 +357,7 @@ template <class T> static void weight_gradient(
     #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         I kept = s.plane ? s.channels * s.plane + (WIDE + 1) * size : 0;
-        T* own = workspace<T>(0, kept + size + d.chunk * w.columns * d.width);
+        T* own = workspace<T>(0, kept + size + d.chunk * w.columns * d.vectors * size);
         if (s.plane) buffer<T>(s);
         T* turned = own + (kept + size - 1) / size * size;
         #pragma omp for schedule(dynamic, 1)
@@ -327,7 +381,34 @@ template <class T> static void weight_gradient(
     }
 }
 
+// gb = sum of gy over images and positions
+template <class T> static void bias_gradient(
+    const T* gy, T* gb, I n, I filters, I positions, I threads
+) {
+    typedef typename Vector<T>::type V;
+    const int size = Vector<T>::size;
+    #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (I k = 0; k < filters; ++k) {
+        double total = 0;
+        for (I i = 0; i < n; ++i) {
+            const T* from = gy + (i * filters + k) * positions;
+            V sum[2] = {};
+            T rest = 0;
+            I q = 0;
+            for (; q + 2 * size <= positions; q += 2 * size)
+                for (int v = 0; v < 2; ++v) sum[v] += *(const V*)(from + q + v * size);
+            sum[0] += sum[1];
+            for (; q < positions; ++q) rest += from[q];
+            for (int v = 0; v < size; ++v) rest += sum[0][v];
+            total += rest;
+        }
+        gb[k] = total;
+    }
+}
+
 #define FOR(T) extern "C" { \
+    void bias_gradient_##T(const T* gy, T* gb, I n, I filters, I positions, \
+        I threads) { bias_gradient<T>(gy, gb, n, filters, positions, threads); } \
     void convolve_##T(const T* x, const T* w, const T* b, T* y, const Images* s, \
         const Filters* f, const Sweep* sweeps, I number, I threads) { \
         convolve<T>(x, w, b, y, *s, *f, sweeps, number, threads); } \

@@ -170,12 +170,13 @@ extern "C" void winograd_convolve(
     }
 }
 
-// A gy A^T of the tiles in `rows` rows from `row` on: to[product][tile][width]
+// A gy A^T of `filters` filters' tiles in `rows` rows: to[product][tile][width]
 static void transform_gradient(
-    const float* gy, I row, I rows, I width, const Tiles& s, float* turned, float* to
+    const float* gy, I filters, I rows, I most, I width, const Tiles& s, float* turned,
+    float* to
 ) {
-    const I apart = rows * s.across * width, most = std::min(2 * rows, s.high - 2 * row);
-    turn(gy + 2 * row * s.wide, s.out, s.high * s.wide, most * s.wide, width, turned);
+    const I apart = rows * s.across * width;
+    turn(gy, filters, s.high * s.wide, most * s.wide, width, turned);
     for (I i = 0; i < rows; ++i)
     for (I j = 0; j < s.across; ++j, to += width)
     for (I k = 0; k < width; k += LANES) {
@@ -204,15 +205,15 @@ extern "C" void winograd_weight_gradient(
 ) {
     const Tiles& s = *tiles;
     const I width = (s.out + LANES - 1) / LANES * LANES, padded = (s.in + 7) / 8 * 8;
-    const I most = REGISTERS / 32 * 2 + 1, each = padded * width, room = 16 * each;
+    const I most = REGISTERS / 32 * 2 + 1, room = 16 * padded * width;
     const I rows = std::max(I(1), 64 / s.across), chunk = rows * s.across;
     const I stride = (chunk + LANES - 1) / LANES * LANES;
     float* sums = workspace<float>(1, parts * room);
     #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        Space own(s, 16 * (s.in * stride + chunk * width) + 4 * chunk * width);
+        Space own(s, 16 * s.in * stride + 20 * chunk * most * LANES);
         float *gradient = own.more + 16 * s.in * stride;
-        float *turned = gradient + 16 * chunk * width;
+        float *turned = gradient + 16 * chunk * most * LANES;
         #pragma omp for schedule(dynamic, 1)
         for (I part = 0; part < parts; ++part) {
             float* sum = sums + part * room;
@@ -224,19 +225,23 @@ extern "C" void winograd_weight_gradient(
                     const I here = std::min(rows, s.down - row), count = here * s.across;
                     transform(own.dealt, row * s.across, (count + LANES - 1) / LANES, s,
                               stride, own.more);
-                    transform_gradient(g, row, here, width, s, turned, gradient);
+                    const I high = std::min(2 * here, s.high - 2 * row);
                     float* to = sum;
-                    for (I p = 0; p < 16; ++p)
                     for (I v = 0, wide; v < width / LANES; v += wide) {
                         wide = std::min(most, width / LANES - v);
+                        transform_gradient(
+                            g + v * LANES * s.high * s.wide + 2 * row * s.wide,
+                            std::min(s.out - v * LANES, wide * LANES), here, high,
+                            wide * LANES, s, turned, gradient);
+                        for (I p = 0; p < 16; ++p)
                         for (I c = 0; c < s.in; c += 8, to += 8 * wide * LANES) {
+                            const float* from = gradient + p * count * wide * LANES;
                             const float* pairs[8];
                             for (I i = 0; i < 8; ++i)
-                                pairs[i] = own.more + (p * s.in + std::min(c + i, s.in - 1))
-                                                          * stride;
-                            const float* from = gradient + p * count * width + v * LANES;
-                            #define SUM(V) correlate<float, 8, V>( \
-                                pairs, from, width, 1, count, 0, to)
+                                pairs[i] = own.more
+                                    + (p * s.in + std::min(c + i, s.in - 1)) * stride;
+                            #define SUM(V) \
+                                correlate<float, 8, V>(pairs, from, 1, count, 0, to)
                             if (wide == 3) SUM(REGISTERS / 32 * 2 + 1);
                             else if (wide == 2) SUM(REGISTERS / 32 + 1);
                             else SUM(1);
@@ -253,7 +258,8 @@ extern "C" void winograd_weight_gradient(
             I at = k / (most * LANES) * most * LANES;
             I wide = std::min(most * LANES, width - at);
             for (I c = 0; c < s.in; ++c) {
-                const float* m = sums + at * padded + c * wide + k - at;
+                const float* m = sums + 16 * at * padded + c * wide + k - at;
+                const I each = padded * wide;
                 float t[3][4], *y = gw + (k * s.in + c) * 9;
                 for (int j = 0; j < 4; ++j, m += each) {
                     float half1 = m[4 * each] * 0.5f, half2 = m[8 * each] * 0.5f;
