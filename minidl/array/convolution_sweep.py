@@ -128,7 +128,9 @@ def _tiles(x_shape, shape, padding, turned):
     k, *out = shape[1:]
     strides = (9, 9 * k) if turned else (9 * c, 9)
     tiles = [-(-m // 2) for m in out]
-    return compiler.int64_array((n, c, k, *size, *padding, *out, *tiles, *strides, turned))
+    return compiler.int64_array(
+        (n, c, k, *size, *padding, *out, *tiles, *strides, turned)
+    )
 
 
 def _convolve_tiles(tiles, x, w, b, y):
@@ -160,9 +162,15 @@ class _Plan:
     """The structs Images, Filters and Sweep of the C++ code, for one geometry."""
 
     def __init__(self, images, filters, sweeps, work):
-        self.images, self.filters = compiler.int64_array(images), compiler.int64_array(filters)
+        self.images, self.filters = (
+            compiler.int64_array(images),
+            compiler.int64_array(filters),
+        )
         self.work, self.number = work, len(sweeps)
-        self.tables = [(compiler.int64_array(far), compiler.int64_array(taps)) for far, taps, _ in sweeps]
+        self.tables = [
+            (compiler.int64_array(far), compiler.int64_array(taps))
+            for far, taps, _ in sweeps
+        ]
         fields = []
         for (far, taps), (_, _, target) in zip(self.tables, sweeps, strict=True):
             fields += [len(far), *target, *map(ctypes.addressof, (far, taps))]

@@ -6,12 +6,15 @@ Up to three spatial dimensions; fewer are led by dimensions of one element.
 """
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 
 import numpy as np
 
 from minidl.array import compiler
+from minidl.array.threads import get_num_threads
+
+SERIAL_SIZE = 1 << 16  # elements that are pooled before threads pay
 
 # Arithmetic and order are those of the NumPy code in `convolution_cpu` and `pooling`.
 _SOURCE = r"""
@@ -118,9 +121,40 @@ static void max_plane(const T* x, T* y, int32_t* at, const Walk& w, const I* rea
     }
 }
 
+// Windows of 2 x 2 side by side, the usual ones; `larger` says who wins.
+template <class T>
+static void max_squares(const T* x, T* y, int32_t* at, const Walk& w) {
+    int32_t m = w.out[2], width = w.size[2];
+    for (I b = 0; b < w.out[1]; ++b, y += m, at += m) {
+        const T* row = x + 2 * b * width;
+        for (int32_t o = 0; o < m; ++o) {
+            int32_t from = 2 * b * width + 2 * o, best = from;
+            T top = row[2 * o];
+            T v[3] = {row[2 * o + 1], row[width + 2 * o], row[width + 2 * o + 1]};
+            int32_t there[3] = {from + 1, from + width, from + width + 1};
+            for (int i = 0; i < 3; ++i) {
+                bool better = (v[i] > top) | (v[i] != v[i]);
+                top = better ? v[i] : top;
+                best = better ? there[i] : best;
+            }
+            y[o] = top;
+            at[o] = best;
+        }
+    }
+}
+
+static bool squares(const Walk& w) {
+    bool all = w.size[0] == 1 && w.out[0] == 1 && w.taps[0] == 1 && !w.padding[0];
+    for (int d = 1; d < 3; ++d)
+        all = all && w.taps[d] == 2 && w.stride[d] == 2 && !w.padding[d]
+            && w.dilation[d] == 1 && 2 * w.out[d] <= w.size[d];
+    return all;
+}
+
 // w.n planes; x, y and the positions are contiguous.
 template <class T>
-static void max_pool(const T* x, T* y, int32_t* at, const Walk& w) {
+static void max_pool(const T* x, T* y, int32_t* at, const Walk& w, I threads) {
+    const bool square = squares(w);
     std::vector<I> reached(3 * w.taps[2]);
     for (I k = 0; k < w.taps[2]; ++k) {
         I* to = &reached[3 * k];
@@ -128,27 +162,33 @@ static void max_pool(const T* x, T* y, int32_t* at, const Walk& w) {
         if (to[1] < to[0]) to[1] = to[0];
     }
     I size = w.size[0] * w.size[1] * w.size[2], out = w.out[0] * w.out[1] * w.out[2];
+    #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (I n = 0; n < w.n; ++n)
-        max_plane(x + n * size, y + n * out, at + n * out, w, reached.data());
+        if (square) max_squares(x + n * size, y + n * out, at + n * out, w);
+        else max_plane(x + n * size, y + n * out, at + n * out, w, reached.data());
 }
 
-// gx += gy at the positions, last window first: the order of taps.
-template <class T>
-static void scatter(T* gx, const T* gy, const int32_t* at, I planes, I size, I out) {
-    for (I n = 0; n < planes; ++n)
+// gx = 0, then += gy at the positions, last window first: the order of taps.
+template <class T> static void scatter(
+    T* gx, const T* gy, const int32_t* at, I planes, I size, I out, I threads
+) {
+    #pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (I n = 0; n < planes; ++n) {
+        memset(gx + n * size, 0, size * sizeof(T));
         for (I o = out - 1; o >= 0; --o) {
             I here = at[n * out + o];
             if (here >= 0 && here < size) gx[n * size + here] += gy[n * out + o];
         }
+    }
 }
 
 #define FOR(T) extern "C" { \
     void pack_##T(T* x, T* columns, const Walk* w) { walk<T, false>(x, columns, *w); } \
     void add_##T(T* x, T* columns, const Walk* w) { walk<T, true>(x, columns, *w); } \
-    void max_pool_##T(T* x, T* y, int32_t* at, const Walk* w) { \
-        max_pool<T>(x, y, at, *w); } \
-    void scatter_##T(T* gx, T* gy, int32_t* at, I planes, I size, I out) { \
-        scatter<T>(gx, gy, at, planes, size, out); } }
+    void max_pool_##T(T* x, T* y, int32_t* at, const Walk* w, I threads) { \
+        max_pool<T>(x, y, at, *w, threads); } \
+    void scatter_##T(T* gx, T* gy, int32_t* at, I planes, I size, I out, I threads) { \
+        scatter<T>(gx, gy, at, planes, size, out, threads); } }
 FOR(float)
 FOR(double)
 """
@@ -163,10 +203,16 @@ def _function(name: str, dtype: np.dtype):
         return None
     function = getattr(library, f"{name}_{kind}")
     function.restype = None
-    scatter = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
-    pool = [ctypes.c_void_p] * 4
+    scatter = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 4
+    pool = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
     function.argtypes = {"scatter": scatter, "max_pool": pool}.get(name, pool[:3])
     return function
+
+
+@lru_cache(maxsize=256)
+def _planes(n, *spatial):
+    """A struct Walk over n contiguous planes."""
+    return _walk(n, 1, spatial)
 
 
 def _walk(n, c, spatial, outer=(0,) * 4, inner=((0,),) * 3):
@@ -213,13 +259,14 @@ def max_pool(x, y, indices, kernel, stride, padding, dilation) -> bool:
     if function is None or x.ndim > 5 or not x.dtype.isnative or not all(flags):
         return False
     spatial = (x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
-    walk = _walk(x.shape[0] * x.shape[1], 1, spatial)
-    function(*map(compiler.pointer, (x, y, indices)), walk)
+    walk = _planes(x.shape[0] * x.shape[1], *spatial)
+    threads = get_num_threads() if x.size > SERIAL_SIZE else 1
+    function(*map(compiler.pointer, (x, y, indices)), walk, threads)
     return True
 
 
 def scatter(gx, gy, indices) -> bool:
-    """gx[plane, indices] += gy, last window first; all arrays contiguous."""
+    """gx = 0, gx[plane, indices] += gy, last window first; all contiguous."""
     function = _function("scatter", gx.dtype)
     flags = (array.flags.c_contiguous for array in (gx, gy, indices))
     dtypes = (gy.dtype, indices.dtype)
@@ -229,5 +276,6 @@ def scatter(gx, gy, indices) -> bool:
         return False
     planes = gx.shape[0] * gx.shape[1]
     sizes = (planes, prod(gx.shape[2:]), prod(gy.shape[2:]))
-    function(*map(compiler.pointer, (gx, gy, indices)), *sizes)
+    threads = get_num_threads() if gx.size > SERIAL_SIZE else 1
+    function(*map(compiler.pointer, (gx, gy, indices)), *sizes, threads)
     return True
