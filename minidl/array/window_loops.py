@@ -121,25 +121,42 @@ static void max_plane(const T* x, T* y, int32_t* at, const Walk& w, const I* rea
     }
 }
 
-// Windows of 2 x 2 side by side, the usual ones; `larger` says who wins.
+// Windows of 2 x 2 side by side, the usual ones: corners first, then as `larger`. The
+// corners of up to 256 windows lie in vectors, since rows may be short.
 template <class T>
 static void max_squares(const T* x, T* y, int32_t* at, const Walk& w) {
-    int32_t m = w.out[2], width = w.size[2];
-    for (I b = 0; b < w.out[1]; ++b, y += m, at += m) {
-        const T* row = x + 2 * b * width;
-        for (int32_t o = 0; o < m; ++o) {
-            int32_t from = 2 * b * width + 2 * o, best = from;
-            T top = row[2 * o];
-            T v[3] = {row[2 * o + 1], row[width + 2 * o], row[width + 2 * o + 1]};
-            int32_t there[3] = {from + 1, from + width, from + width + 1};
-            for (int i = 0; i < 3; ++i) {
-                bool better = (v[i] > top) | (v[i] != v[i]);
-                top = better ? v[i] : top;
-                best = better ? there[i] : best;
+    const int32_t m = w.out[2], width = w.size[2], total = m * w.out[1];
+    T corner[4][256];
+    int32_t from[256];
+    for (int32_t done = 0, o = 0, row = 0; done < total; y += 256, at += 256) {
+        const int32_t count = total - done < 256 ? total - done : 256;
+        for (int32_t i = 0; i < count;) {
+            int32_t here = m - o < count - i ? m - o : count - i;
+            int32_t place = 2 * row * width + 2 * o;
+            for (int32_t j = 0; j < here; ++j, ++i, place += 2) {
+                from[i] = place;
+                corner[0][i] = x[place];
+                corner[1][i] = x[place + 1];
+                corner[2][i] = x[place + width];
+                corner[3][i] = x[place + width + 1];
             }
-            y[o] = top;
-            at[o] = best;
+            o += here;
+            if (o == m) o = 0, ++row;
         }
+        const int32_t step[4] = {0, 1, width, width + 1};
+        for (int32_t i = 0; i < count; ++i) {
+            T top = corner[0][i];
+            int32_t best = 0;
+            for (int k = 1; k < 4; ++k) {
+                T v = corner[k][i];
+                bool better = (v > top) | (v != v);
+                top = better ? v : top;
+                best = better ? step[k] : best;
+            }
+            y[i] = top;
+            at[i] = from[i] + best;
+        }
+        done += count;
     }
 }
 
