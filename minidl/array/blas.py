@@ -34,7 +34,8 @@ template <class T, class INT> static void product(
         I count = (to < length ? to : length) - from;
         bool rows = m >= n;
         if (count > 0) ((Gemm)at)(
-            101, 111 + turned_a, 111 + turned_b, rows ? count : m, rows ? n : count, k, 1,
+            101, 111 + turned_a, 111 + turned_b, rows ? count : m, rows ? n : count, k,
+            1,
             a + (rows ? from * (turned_a ? 1 : lda) : 0), lda,
             b + (rows ? 0 : from * (turned_b ? ldb : 1)), ldb, 0,
             c + from * (rows ? n : 1), n);

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from minidl.array import window_loops
+from minidl.array import pool_loops
 from minidl.array.device import array_module
 from minidl.array.threads import parallel
 from minidl.array.windows import Array, Sizes, output_size, taps
@@ -57,7 +57,7 @@ def max_pool_forward(
     window = (kernel, stride, padding, dilation)
     if xp is np:
         x = np.ascontiguousarray(x)
-        if window_loops.max_pool(x, y, indices, *window):
+        if pool_loops.max_pool(x, y, indices, *window):
             return y, indices
     size, out = tuple(x.shape[2:]), shape[2:]
     reach = taps(size, out, *window)
@@ -105,7 +105,7 @@ def max_pool_backward(
     xp = array_module(gy)
     if xp is np:
         gx = np.empty(x_shape, gy.dtype)
-        if window_loops.scatter(gx, *map(np.ascontiguousarray, (gy, indices))):
+        if pool_loops.scatter(gx, *map(np.ascontiguousarray, (gy, indices))):
             return gx
     size, out = tuple(x_shape[2:]), gy.shape[2:]
     reach = taps(size, out, kernel, stride, padding, dilation)

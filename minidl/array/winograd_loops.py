@@ -62,7 +62,8 @@ static void arrange_tiles(const float* w, float* panel, I k, const Tiles& s) {
     for (I i = 0; i < FILTERS; ++i) {
         float g[3][3] = {}, t[4][3], *to = panel + c * FILTERS + i;
         for (int a = 0; a < 9 && k + i < s.out; ++a)
-            g[a / 3][a % 3] = w[(k + i) * s.of_out + c * s.of_in + (s.turned ? 8 - a : a)];
+            g[a / 3][a % 3] =
+                w[(k + i) * s.of_out + c * s.of_in + (s.turned ? 8 - a : a)];
         for (int j = 0; j < 3; ++j) {
             t[0][j] = g[0][j];
             t[1][j] = (g[0][j] + g[1][j] + g[2][j]) * 0.5f;
@@ -101,7 +102,8 @@ static void finish(const float* m, float bias, float* y, I at, I stop, const Til
     }
     for (I i = at; i < stop;) {
         I row = i / s.across, end = std::min(stop, (row + 1) * s.across);
-        I column = 2 * (i - row * s.across), m = std::min(2 * (end - i), s.wide - column);
+        I column = 2 * (i - row * s.across);
+        I m = std::min(2 * (end - i), s.wide - column);
         for (I a = 0; a < 2 && 2 * row + a < s.high; ++a)
             memcpy(y + (2 * row + a) * s.wide + column, pixels[a] + 2 * (i - at),
                    m * sizeof(float));
@@ -147,7 +149,8 @@ extern "C" void winograd_convolve(
             deal(x + n * s.in * s.rows * s.columns, own.dealt, s, own.row);
             for (I i = number * cut / cuts; i < number * (cut + 1) / cuts; ++i) {
                 const I vectors = (total + LANES - 1) / LANES;
-                const I at = vectors * i / number, wide = vectors * (i + 1) / number - at;
+                const I at = vectors * i / number;
+                const I wide = vectors * (i + 1) / number - at;
                 const I stop = std::min(total, (at + wide) * LANES);
                 transform(own.dealt, at * LANES, wide, s, BLOCK, own.more);
                 for (I k = 0; k < s.out; k += FILTERS) {
@@ -156,122 +159,15 @@ extern "C" void winograd_convolve(
                                        + p * s.in * FILTERS;
                         const float* v = own.more + p * s.in * BLOCK;
                         float* m = made + p * FILTERS * BLOCK;
-                        if (wide == 3) tile<float, FILTERS, 3>(v, 0, 1, once, u, m);
-                        else if (wide == 2) tile<float, FILTERS, 2>(v, 0, 1, once, u, m);
-                        else tile<float, FILTERS, 1>(v, 0, 1, once, u, m);
+                        #define TILES(V) tile<float, FILTERS, V>(v, 0, 1, once, u, m)
+                        if (wide == 3) TILES(3);
+                        else if (wide == 2) TILES(2);
+                        else TILES(1);
                     }
                     for (I j = 0; j < FILTERS && k + j < s.out; ++j)
                         finish(made + j * BLOCK, bias ? bias[k + j] : 0,
                                y + (n * s.out + k + j) * s.high * s.wide, at * LANES,
                                stop, s);
-                }
-            }
-        }
-    }
-}
-
-// A gy A^T of `filters` filters' tiles in `rows` rows: to[product][tile][width]
-static void transform_gradient(
-    const float* gy, I filters, I rows, I most, I width, const Tiles& s, float* turned,
-    float* to
-) {
-    const I apart = rows * s.across * width;
-    turn(gy, filters, s.high * s.wide, most * s.wide, width, turned);
-    for (I i = 0; i < rows; ++i)
-    for (I j = 0; j < s.across; ++j, to += width)
-    for (I k = 0; k < width; k += LANES) {
-        F g[2][2] = {}, t[4][2];
-        for (I a = 0; a < 2 && 2 * i + a < most; ++a)
-            for (I b = 0; b < 2 && 2 * j + b < s.wide; ++b)
-                g[a][b] = *(F*)(turned + ((2 * i + a) * s.wide + 2 * j + b) * width + k);
-        for (int b = 0; b < 2; ++b) {
-            t[0][b] = g[0][b];
-            t[1][b] = g[0][b] + g[1][b];
-            t[2][b] = g[0][b] - g[1][b];
-            t[3][b] = -g[1][b];
-        }
-        float* y = to + k;
-        for (int a = 0; a < 4; ++a, y += 4 * apart) {
-            *(F*)y = t[a][0];
-            *(F*)(y + apart) = t[a][0] + t[a][1];
-            *(F*)(y + 2 * apart) = t[a][0] - t[a][1];
-            *(F*)(y + 3 * apart) = -t[a][1];
-        }
-    }
-}
-
-extern "C" void winograd_weight_gradient(
-    const float* x, const float* gy, float* gw, const Tiles* tiles, I parts, I threads
-) {
-    const Tiles& s = *tiles;
-    const I width = (s.out + LANES - 1) / LANES * LANES, padded = (s.in + 7) / 8 * 8;
-    const I most = REGISTERS / 32 * 2 + 1, room = 16 * padded * width;
-    const I rows = std::max(I(1), 64 / s.across), chunk = rows * s.across;
-    const I stride = (chunk + LANES - 1) / LANES * LANES;
-    float* sums = workspace<float>(1, parts * room);
-    #pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Space own(s, 16 * s.in * stride + 20 * chunk * most * LANES);
-        float *gradient = own.more + 16 * s.in * stride;
-        float *turned = gradient + 16 * chunk * most * LANES;
-        #pragma omp for schedule(dynamic, 1)
-        for (I part = 0; part < parts; ++part) {
-            float* sum = sums + part * room;
-            memset(sum, 0, room * sizeof(float));
-            for (I n = s.n * part / parts; n < s.n * (part + 1) / parts; ++n) {
-                deal(x + n * s.in * s.rows * s.columns, own.dealt, s, own.row);
-                const float* g = gy + n * s.out * s.high * s.wide;
-                for (I row = 0; row < s.down; row += rows) {
-                    const I here = std::min(rows, s.down - row), count = here * s.across;
-                    transform(own.dealt, row * s.across, (count + LANES - 1) / LANES, s,
-                              stride, own.more);
-                    const I high = std::min(2 * here, s.high - 2 * row);
-                    float* to = sum;
-                    for (I v = 0, wide; v < width / LANES; v += wide) {
-                        wide = std::min(most, width / LANES - v);
-                        transform_gradient(
-                            g + v * LANES * s.high * s.wide + 2 * row * s.wide,
-                            std::min(s.out - v * LANES, wide * LANES), here, high,
-                            wide * LANES, s, turned, gradient);
-                        for (I p = 0; p < 16; ++p)
-                        for (I c = 0; c < s.in; c += 8, to += 8 * wide * LANES) {
-                            const float* from = gradient + p * count * wide * LANES;
-                            const float* pairs[8];
-                            for (I i = 0; i < 8; ++i)
-                                pairs[i] = own.more
-                                    + (p * s.in + std::min(c + i, s.in - 1)) * stride;
-                            #define SUM(V) \
-                                correlate<float, 8, V>(pairs, from, 1, count, 0, to)
-                            if (wide == 3) SUM(REGISTERS / 32 * 2 + 1);
-                            else if (wide == 2) SUM(REGISTERS / 32 + 1);
-                            else SUM(1);
-                        }
-                    }
-                }
-            }
-        }
-        #pragma omp for schedule(static)
-        for (I i = 0; i < room; ++i)
-            for (I part = 1; part < parts; ++part) sums[i] += sums[part * room + i];
-        #pragma omp for schedule(static)
-        for (I k = 0; k < s.out; ++k) {
-            I at = k / (most * LANES) * most * LANES;
-            I wide = std::min(most * LANES, width - at);
-            for (I c = 0; c < s.in; ++c) {
-                const float* m = sums + 16 * at * padded + c * wide + k - at;
-                const I each = padded * wide;
-                float t[3][4], *y = gw + (k * s.in + c) * 9;
-                for (int j = 0; j < 4; ++j, m += each) {
-                    float half1 = m[4 * each] * 0.5f, half2 = m[8 * each] * 0.5f;
-                    t[0][j] = m[0] + half1 + half2;
-                    t[1][j] = half1 - half2;
-                    t[2][j] = half1 + half2 + m[12 * each];
-                }
-                for (int i = 0; i < 3; ++i, y += 3) {
-                    float half1 = t[i][1] * 0.5f, half2 = t[i][2] * 0.5f;
-                    y[0] = t[i][0] + half1 + half2;
-                    y[1] = half1 - half2;
-                    y[2] = half1 + half2 + t[i][3];
                 }
             }
         }
