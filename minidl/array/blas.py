@@ -8,11 +8,12 @@ equal parts for `get_num_threads()` threads of ours.
 
 import ctypes
 from functools import cache
+from itertools import pairwise
 
 import numpy
 
 from minidl.array import compiler
-from minidl.array.threads import claim_blas, get_num_threads, openblas
+from minidl.array.threads import claim_blas, get_num_threads, openblas, parallel
 
 SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
 
@@ -54,6 +55,8 @@ FOR(double_64, double, int64_t)
 def product(a: numpy.ndarray, b: numpy.ndarray, out: numpy.ndarray | None):
     """a @ b in the process's threads, or None where that cannot be or does not pay."""
     claim_blas()
+    if a.ndim == b.ndim > 2 and a.shape[:-2] == b.shape[:-2] and out is None:
+        return _stacks(a, b)
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.shape[1] != b.shape[0]:
         return None
     (m, k), n, threads = a.shape, b.shape[1], get_num_threads()
@@ -72,6 +75,26 @@ def product(a: numpy.ndarray, b: numpy.ndarray, out: numpy.ndarray | None):
     arrays = map(compiler.pointer, (a, b, out))
     sizes = (m, n, k, left[0], right[0], left[1], right[1], threads)
     function(address, *arrays, *sizes)
+    return out
+
+
+def _stacks(a, b):
+    """The matrices of two equal stacks dealt to threads, or None."""
+    threads, work = get_num_threads(), a.size * b.shape[-1]
+    if threads == 1 or work < SERIAL_WORK or openblas() is None:
+        return None
+    if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
+        return None
+    out = numpy.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+    stacks = [x.reshape(-1, *x.shape[-2:]) for x in (a, b, out)]
+    count = len(stacks[0])
+    cuts = [count * part // threads for part in range(threads + 1)]
+
+    def work_on(part):
+        x, y, z = (stack[slice(*part)] for stack in stacks)
+        numpy.matmul(x, y, out=z)
+
+    parallel(work_on, pairwise(cuts))
     return out
 
 

@@ -2,8 +2,8 @@
 
 Nothing is lowered to a matrix: an image is copied into a padded buffer, where each
 tap is a fixed distance away from its output (`sweep_loops`). What lies where is
-worked out in `convolution_plans`, once for a geometry. Every sum is taken in an order that depends on
-the shapes alone, so results are the same for any number of threads.
+worked out in `convolution_plans`, once for a geometry. Every sum is taken in an order
+that depends on the shapes alone, so results are the same for any number of threads.
 
 Serves float32 and float64 in one or two dimensions; each function answers None or
 False for what it cannot serve, and `convolution_cpu` does the same in NumPy.
