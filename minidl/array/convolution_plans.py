@@ -8,7 +8,7 @@ from math import prod
 from minidl.array import compiler
 from minidl.array.threads import get_num_threads
 
-SERIAL_WORK = 1 << 17  # multiplications below which threads cost more than they give
+SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
 
 
 class Plan:

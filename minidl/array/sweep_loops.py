@@ -139,7 +139,7 @@ template <class T> static void convolve(
             arrange(w + i / number * f.of_group, panel + begin[i], f,
                     sweeps[i % number]);
         T* own = s.plane ? buffer<T>(s) : 0;
-        #pragma omp for schedule(dynamic, most < 1 ? 1 : most > 8 ? 8 : most)
+        #pragma omp for schedule(dynamic, most < 1 ? 1 : most > 8 ? 8 : most) nowait
         for (I unit = 0; unit < s.n * cuts; ++unit) {
             I n = unit / cuts, cut = unit % cuts;
             I first = blocks * cut / cuts * FILTERS;
