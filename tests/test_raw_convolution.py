@@ -1,6 +1,6 @@
 """Convolution and pooling of raw arrays against direct loops in float64."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from minidl.array import (
     convolution,
     convolution_cpu,
+    convolution_plans,
+    convolution_sweep,
+    pool_loops,
     pooling,
     threads,
     window_loops,
 )
 from minidl.array.convolution import (
+    conv_bias_gradient,
     conv_forward,
     conv_input_gradient,
     conv_weight_gradient,
@@ -127,19 +131,39 @@ def poolings(draw):
 
 @contextmanager
 def cut(block, work, shift):
-    """Make blocks, threads and row shifts appear in small examples."""
+    """Make blocks, threads, parts and row shifts appear in small examples."""
     blocks = {"BLOCK_BYTES": block, "BATCH_BYTES": block}
-    with mock.patch.multiple(
-        convolution_cpu, **blocks, SERIAL_WORK=work, SHIFT_CHANNELS=shift
+    with (
+        mock.patch.multiple(
+            convolution_cpu, **blocks, SERIAL_WORK=work, SHIFT_CHANNELS=shift
+        ),
+        mock.patch.object(convolution_plans, "SERIAL_WORK", work),
+        mock.patch.object(convolution_sweep, "PART_WORK", max(1, work)),
     ):
         yield
 
 
 @contextmanager
 def compiled(wanted):
-    """With the compiled loops, where there is a compiler, or in NumPy alone."""
-    function = window_loops._function if wanted else lambda name, dtype: None
-    with mock.patch.object(window_loops, "_function", function):
+    """With the compiled loops that are named, where there is a compiler: "sweep" for
+    all, "blocks" for those that NumPy's blocks call; the rest in NumPy alone."""
+
+    def none(name, dtype):
+        return None
+
+    with ExitStack() as stack:
+        if wanted != "sweep":
+            stack.enter_context(mock.patch.object(convolution_sweep, "_function", none))
+        if wanted == "numpy":
+            for module in (window_loops, pool_loops):
+                stack.enter_context(mock.patch.object(module, "_function", none))
+        yield
+
+
+@contextmanager
+def tiles():
+    """Winograd's tiles for every convolution that they can do."""
+    with mock.patch.multiple(convolution_sweep, TILE_CHANNELS=1, TILE_PIXELS=1):
         yield
 
 
@@ -154,7 +178,7 @@ def normal(shape):
     st.sampled_from([0, 1 << 20]),
     st.sampled_from([1, 48]),
     st.sampled_from(["float64", "float32", "float16"]),
-    st.booleans(),
+    st.sampled_from(["sweep", "blocks", "numpy"]),
 )
 def test_convolution_is_the_direct_sum(xp, case, block, work, shift, dtype, loops):
     x, w, b, geometry = case
@@ -186,7 +210,11 @@ def test_textbook_lowering_is_the_direct_sum(xp, case, block):
         assert_near(convolution.weight_gradient(dgy, dx, w.shape, *geometry), gw)
 
 
-@given(convolutions(), st.sampled_from([1, 2000, 1 << 20]), st.booleans())
+@given(
+    convolutions(),
+    st.sampled_from([1, 2000, 1 << 20]),
+    st.sampled_from(["blocks", "numpy"]),
+)
 def test_blocks_for_numpy_are_the_textbook_lowering(case, block, loops):
     x, w, _, geometry = case
     gy = normal(output_shape(x.shape, w.shape, *geometry))
@@ -255,7 +283,7 @@ def test_compiled_loops_give_the_bits_of_numpy(conv, pool, dtype):
     gy = normal(output_shape(x.shape, w.shape, *geometry)).astype(dtype)
     x, w, images = (a.astype(dtype) for a in (x, w, images % 5))
     results = []
-    for loops in (True, False):
+    for loops in ("blocks", "numpy"):
         with compiled(loops):
             y, indices = max_pool_forward(images, *window)
             back = max_pool_backward(
@@ -267,6 +295,91 @@ def test_compiled_loops_give_the_bits_of_numpy(conv, pool, dtype):
         np.testing.assert_array_equal(first, second)
 
 
+# x's shape, w's, and stride, padding, dilation, groups: more than one block of filters,
+# several tiles of positions, lines longer and shorter than a vector
+SWEEPS = [
+    ((3, 17, 9, 21), (19, 17, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
+    ((2, 8, 33, 34), (70, 8, 3, 3), ((1, 1), (2, 0), (1, 1), 1)),
+    ((5, 3, 14, 14), (32, 3, 5, 5), ((1, 1), (2, 2), (1, 1), 1)),
+    ((2, 32, 8, 8), (40, 32, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+    ((4, 12, 17, 15), (24, 6, 3, 3), ((2, 2), (1, 1), (1, 1), 2)),
+    ((2, 5, 20, 19), (9, 5, 3, 2), ((1, 3), (3, 0), (3, 2), 1)),
+    ((1, 16, 16, 16), (33, 16, 1, 1), ((2, 2), (0, 0), (1, 1), 1)),
+    ((9, 16, 30), (16, 16, 4), ((2,), (3,), (1,), 1)),
+]
+
+
+def pairs_of(x_shape, w_shape, geometry, dtype):
+    """(got, wanted in float64) of y, gx, gw and gb of random arrays."""
+    x, w, b = (normal(s) for s in (x_shape, w_shape, w_shape[:1]))
+    gy = normal(output_shape(x_shape, w_shape, *geometry)) + 1
+    x, w, b, gy = (a.astype(dtype) for a in (x, w, b, gy))
+    exact = [a.astype("float64") for a in (x, w, b, gy)]
+    gw = np.full(w.shape, np.nan, dtype)
+    yield conv_forward(x, w, b, *geometry), convolution.forward(*exact[:3], *geometry)
+    yield (
+        conv_input_gradient(gy, w, x.shape, *geometry),
+        convolution.input_gradient(exact[3], exact[1], x.shape, *geometry),
+    )
+    yield (
+        conv_weight_gradient(gy, x, w.shape, *geometry, out=gw),
+        convolution.weight_gradient(exact[3], exact[0], w.shape, *geometry),
+    )
+    yield conv_bias_gradient(gy), exact[3].sum((0, *range(2, gy.ndim)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("x", "w", "geometry"), SWEEPS)
+def test_sweeps_are_the_textbook_lowering(x, w, geometry, dtype):
+    with cut(1 << 20, 0, 48):
+        for got, want in pairs_of(x, w, geometry, dtype):
+            assert_near(got, want, dtype)
+
+
+@given(
+    st.tuples(
+        st.integers(1, 3), st.integers(1, 20), st.integers(3, 36), st.integers(3, 36)
+    ),
+    st.integers(1, 35),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)
+def test_tiles_are_the_textbook_lowering(x, filters, padding):
+    geometry = ((1, 1), padding, (1, 1), 1)
+    with tiles(), cut(1 << 20, 1 << 12, 48):
+        for got, want in pairs_of(x, (filters, x[1], 3, 3), geometry, "float32"):
+            # a product of tiles adds and subtracts before it multiplies
+            assert np.abs(got - want).max() <= 5e-6 * np.abs(want).max()
+
+
+def test_tiles_are_left_out_where_they_cannot_serve():
+    with tiles():
+        for padding, dilation in (((3, 0), (1, 1)), ((1, 1), (2, 1))):
+            geometry = ((1, 1), padding, dilation, 1)
+            for got, want in pairs_of((2, 4, 9, 9), (4, 4, 3, 3), geometry, "float32"):
+                assert_near(got, want, "float32")
+
+
+@pytest.mark.parametrize("with_tiles", [True, False])
+def test_any_threads_same_bits(with_tiles):
+    geometry = ((1, 1), (1, 1), (1, 1), 1)
+    before, results = threads.get_num_threads(), []
+    try:
+        with cut(1 << 20, 0, 48), tiles() if with_tiles else nullcontext():
+            for count in (1, 2, 3, 5):
+                threads.set_num_threads(count)
+                pairs = pairs_of((7, 16, 12, 12), (24, 16, 3, 3), geometry, "float32")
+                results.append([got for got, _ in pairs])
+                one = pairs_of((1, 16, 12, 12), (24, 16, 3, 3), geometry, "float32")
+                results[-1] += [got for got, _ in one]
+    finally:
+        threads.set_num_threads(before)
+    if convolution_sweep._function("convolve", np.dtype("float32")) is None:
+        pytest.skip("no compiler: blocks are cut by the number of threads")
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_same_threads_same_bits(count):
     x = normal((7, 16, 9, 9)).astype("float32")
@@ -275,7 +388,7 @@ def test_same_threads_same_bits(count):
     before = threads.get_num_threads()
     threads.set_num_threads(count)
     try:
-        with cut(1 << 15, 0, 48):
+        with cut(1 << 15, 0, 48), compiled("blocks"):
             y = conv_forward(x, w, None, *geometry)
             gx = conv_input_gradient(y, w, x.shape, *geometry)
             gw = conv_weight_gradient(y, x, w.shape, *geometry)
@@ -387,7 +500,7 @@ def cut_pooling(block):
     st.sampled_from(["distinct", "ties", "nan", "-inf"]),
     st.sampled_from([1, 2000, 1 << 18]),
     st.sampled_from(["float64", "float32", "float16"]),
-    st.booleans(),
+    st.sampled_from(["blocks", "numpy"]),
 )
 def test_max_pool_is_the_direct_maximum(xp, case, kind, block, dtype, loops):
     x, geometry = case

@@ -26,9 +26,10 @@ _DIGEST = 32  # bytes of SHA-256 at the end of a cached library
 
 
 @cache
-def load(source: str) -> ctypes.CDLL | None:
+def load(source: str, *flags: str) -> ctypes.CDLL | None:
     """The compiled source, or None where there is no compiler that can do it.
 
+    `flags` are added to FLAGS, for code that is not held to NumPy's bits.
     The compiler is $MINIDL_COMPILER ("none" for none), else $CXX, else the first
     of c++, g++ and clang++. The library is kept in $MINIDL_CACHE_DIR, by default
     ~/.cache/minidl, under a name made of the source, the flags, the compiler and
@@ -41,11 +42,15 @@ def load(source: str) -> ctypes.CDLL | None:
             "install g++, or name a compiler in MINIDL_COMPILER"
         )
         return None
-    text = "\0".join([source, *command, _identity(command[0]), *FLAGS, _processor()])
+    text = "\0".join(
+        [source, *command, _identity(command[0]), *FLAGS, *flags, _processor()]
+    )
     folder = cache_directory()
     path = folder / (hashlib.sha256(text.encode()).hexdigest()[:32] + ".so")
     try:
-        return _cached(path) or _compile(source, command, folder, path)
+        return _cached(path) or _compile(
+            source, (*command, *FLAGS, *flags), folder, path
+        )
     except OSError as error:  # a full disk, for one
         _warn(f"{folder} cannot be written, so kernels run in NumPy, slower: {error}")
         return None
@@ -145,7 +150,7 @@ def _compile(source: str, command, folder: Path, path: Path) -> ctypes.CDLL | No
         text, library = Path(build, "kernel.cpp"), Path(build, "kernel.so")
         text.write_text(source)
         for openmp in OPENMP:
-            line = [*command, *FLAGS, openmp, str(text), "-o", str(library)]
+            line = [*command, openmp, str(text), "-o", str(library)]
             problem = _run(line)
             if problem is None:
                 content = library.read_bytes()

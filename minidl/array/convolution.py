@@ -16,6 +16,7 @@ from math import prod
 import numpy as np
 
 from minidl.array import convolution_cpu as cpu
+from minidl.array import convolution_sweep as sweep
 from minidl.array.device import array_module
 from minidl.array.windows import Array, Sizes, output_size, taps, windows
 
@@ -75,8 +76,11 @@ def conv_forward(
     if xp is not np:
         return forward(x, w, b, *geometry)
     bias = None if b is None else _wide(b)
-    y = cpu.forward(_wide(x), _wide(w), bias, shape, *geometry)
-    return y.astype(x.dtype, copy=False)
+    x, w, dtype = _wide(x), _wide(w), x.dtype
+    y = sweep.forward(x, w, bias, shape, *geometry)
+    if y is None:
+        y = cpu.forward(x, w, bias, shape, *geometry)
+    return y.astype(dtype, copy=False)
 
 
 def conv_input_gradient(
@@ -94,6 +98,10 @@ def conv_input_gradient(
     _check_dtypes(gy, w)
     if not w.size:
         return array_module(gy).zeros(x_shape, gy.dtype)
+    if array_module(gy) is np:
+        gx = sweep.input_gradient(_wide(gy), _wide(w), x_shape, *geometry)
+        if gx is not None:
+            return gx.astype(gy.dtype, copy=False)
     if _is_forward(gy.shape, w.shape, *geometry):
         reach = zip(w.shape[2:], padding, dilation, strict=True)
         padding = tuple(d * (k - 1) - p for k, p, d in reach)
@@ -129,13 +137,22 @@ def conv_weight_gradient(
         return out
     if xp is not np:
         out[...] = weight_gradient(gy, x, w_shape, *geometry)
-    elif _is_half(out):
-        wide = np.empty(w_shape, np.float32)
-        cpu.weight_gradient(_wide(gy), _wide(x), wide, *geometry)
+        return out
+    wide = np.empty(w_shape, np.float32) if _is_half(out) else out
+    gy, x = _wide(gy), _wide(x)
+    if not sweep.weight_gradient(gy, x, wide, *geometry):
+        cpu.weight_gradient(gy, x, wide, *geometry)
+    if wide is not out:
         out[...] = wide
-    else:
-        cpu.weight_gradient(gy, x, out, *geometry)
     return out
+
+
+def conv_bias_gradient(gy: Array) -> Array:
+    """gb, the sum of gy (N, K, *out) over all but K."""
+    gb = None
+    if array_module(gy) is np:
+        gb = sweep.bias_gradient(gy)
+    return gy.sum((0, *range(2, gy.ndim))) if gb is None else gb
 
 
 def _is_half(array) -> bool:

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from minidl.array import window_loops
-from minidl.array.threads import blas_threads, get_num_threads, parallel
+from minidl.array.threads import claim_blas, get_num_threads, parallel
 from minidl.array.windows import taps
 
 BLOCK_BYTES = 3 << 19  # of columns and result together, about a core's L2 cache
@@ -155,7 +155,7 @@ class _Lowering:
 
     def run(self, work, tasks):
         """The results of all tasks in their order."""
-        blas_threads(1)  # more would fight with our own for the cores
+        claim_blas()  # more would fight with our own for the cores
         return parallel(work, tasks)
 
     def cut(self, images, rows):

@@ -2,6 +2,7 @@
 
 import numpy
 
+from . import blas
 from .device import Array, array_module
 
 
@@ -18,4 +19,8 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
                 return y.astype(a.dtype)
             out[...] = y
             return out
+    if array_module(a) is numpy:
+        y = blas.product(a, b, out)
+        if y is not None:
+            return y
     return a @ b if out is None else array_module(a).matmul(a, b, out=out)

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from minidl.array import window_loops
+from minidl.array import pool_loops
 from minidl.array.device import array_module
 from minidl.array.threads import parallel
 from minidl.array.windows import Array, Sizes, output_size, taps
@@ -53,17 +53,19 @@ def max_pool_forward(
     """
     shape = pool_shape(x.shape, kernel, stride, padding, dilation, ceil_mode)
     xp = array_module(x)
-    size, out = tuple(x.shape[2:]), shape[2:]
-    reach = taps(size, out, kernel, stride, padding, dilation)
-    lowest = -np.inf if x.dtype.kind not in "iu" else np.iinfo(x.dtype).min
-    geometry = (size, out, kernel, stride, padding, dilation)
-    first, corners, offsets = _positions(xp, *geometry)
     y, indices = xp.empty(shape, x.dtype), xp.empty(shape, np.int32)
+    window = (kernel, stride, padding, dilation)
+    if xp is np:
+        x = np.ascontiguousarray(x)
+        if pool_loops.max_pool(x, y, indices, *window):
+            return y, indices
+    size, out = tuple(x.shape[2:]), shape[2:]
+    reach = taps(size, out, *window)
+    lowest = -np.inf if x.dtype.kind not in "iu" else np.iinfo(x.dtype).min
+    first, corners, offsets = _positions(xp, size, out, *window)
 
     def work(part):
         source, best, where = x[part], y[part], indices[part]
-        if xp is np and window_loops.max_pool(source, best, where, *geometry[2:]):
-            return
         winner = xp.empty(best.shape, first.dtype)
         best[...], winner[...] = lowest, first
         for tap, served, read in reach:
@@ -101,6 +103,10 @@ def max_pool_backward(
             "must have the same shape"
         )
     xp = array_module(gy)
+    if xp is np:
+        gx = np.empty(x_shape, gy.dtype)
+        if pool_loops.scatter(gx, *map(np.ascontiguousarray, (gy, indices))):
+            return gx
     size, out = tuple(x_shape[2:]), gy.shape[2:]
     reach = taps(size, out, kernel, stride, padding, dilation)
     _, corners, offsets = _positions(xp, size, out, kernel, stride, padding, dilation)
@@ -108,8 +114,6 @@ def max_pool_backward(
 
     def work(part):
         target, source = gx[part], gy[part]
-        if xp is np and window_loops.scatter(target, source, indices[part]):
-            return
         relative = indices[part] - corners
         for tap, served, read in reach:
             hit = relative[(..., *served)] == offsets[_number(tap, kernel)]

@@ -22,6 +22,7 @@ _RANKS_HERE = (  # set by the launchers: how many ranks run on this host
 _inside = threading.local()
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+_claimed = False
 
 
 def _default() -> int:
@@ -58,7 +59,8 @@ def set_num_threads(number: int) -> None:
             _pool.shutdown(wait=False)
             _pool = None
         _threads = number
-        blas_threads(number)
+        if not _claimed:
+            blas_threads(number)
 
 
 def _after_fork() -> None:
@@ -104,28 +106,46 @@ def blas_threads(number: int) -> bool:
     OpenBLAS's idle workers spin for milliseconds after a product, and so take the
     cores from whatever runs next.
     """
-    setter = _blas_setter()
-    if setter is None:
+    if openblas() is None:
         return False
+    library, prefix, suffix = openblas()
+    setter = library[f"{prefix}_set_num_threads{suffix}"]
+    setter.argtypes, setter.restype = [ctypes.c_int], None
     setter(number)
     return True
 
 
+def claim_blas() -> None:
+    """From now on BLAS uses one thread: the cores are shared out by us."""
+    global _claimed
+    if not _claimed:
+        _claimed = True
+        blas_threads(1)
+
+
 @cache
-def _blas_setter() -> Callable[[int], None] | None:
-    """OpenBLAS's function for it, from the library that NumPy's wheel carries."""
+def openblas() -> tuple[ctypes.CDLL, str, str] | None:
+    """The OpenBLAS that NumPy uses, and what its names begin and end with.
+
+    It is in the wheel, or, where NumPy was built otherwise, already in memory.
+    """
     package = Path(numpy.__file__).parent
+    files = []
     for folder in (package.parent / "numpy.libs", package / ".dylibs"):
-        for file in sorted(folder.glob("*openblas*")):
+        files += sorted(folder.glob("*openblas*"))
+    maps = Path("/proc/self/maps")
+    if not files and maps.exists():
+        mapped = (line.split()[-1] for line in maps.read_text().splitlines())
+        files = sorted({file for file in mapped if "openblas" in Path(file).name})
+    for file in files:
+        try:
             library = ctypes.CDLL(str(file))  # NumPy has loaded it: the same one
-            for suffix in ("64_", "", "_64"):
-                for prefix in ("scipy_openblas", "openblas"):
-                    try:
-                        setter = library[f"{prefix}_set_num_threads{suffix}"]
-                    except AttributeError:
-                        continue
-                    setter.argtypes, setter.restype = [ctypes.c_int], None
-                    return setter
+        except OSError:
+            continue
+        for suffix in ("64_", "", "_64"):
+            for prefix in ("scipy_openblas", "openblas"):
+                if hasattr(library, f"{prefix}_set_num_threads{suffix}"):
+                    return library, prefix, suffix
     return None
 
 

@@ -1,20 +1,18 @@
-"""The loops over windows that a CPU runs compiled, where there is a compiler.
+"""The loops that copy windows into columns, and add them back, compiled.
 
-Each function answers None or False where it cannot serve (no compiler, another
-dtype); its caller then runs the same thing in NumPy, slower and with the same bits.
-Up to three spatial dimensions; fewer are led by dimensions of one element.
+`walker` answers None where it cannot serve (no compiler, another dtype); its caller
+then runs the same thing in NumPy, slower and with the same bits. Up to three spatial
+dimensions; fewer are led by dimensions of one element.
 """
 
 import ctypes
 from functools import cache
-from math import prod
 
 import numpy as np
 
 from minidl.array import compiler
 
-# Arithmetic and order are those of the NumPy code in `convolution_cpu` and `pooling`.
-_SOURCE = r"""
+STRUCT = r"""
 #include <stdint.h>
 #include <string.h>
 #include <limits>
@@ -36,7 +34,9 @@ static inline void reach(const Walk& w, int d, I t, I& first, I& stop, I& offset
     stop = last < 0 ? 0 : last / s + 1;
     if (stop > w.out[d]) stop = w.out[d];
 }
-
+"""
+# Arithmetic and order are those of the NumPy code in `convolution_cpu`.
+_SOURCE = r"""
 // columns = windows of x, or x += columns at the windows.
 template <class T, bool ADD>
 static void walk(T* x, T* columns, const Walk& w) {
@@ -70,85 +70,9 @@ static void walk(T* x, T* columns, const Walk& w) {
     }
 }
 
-// One row of outputs under one tap: NaN counts as larger, the first of equals stays.
-template <class T, int32_t STRIDE>
-static inline void larger(
-    T* __restrict__ y, int32_t* __restrict__ at, const T* __restrict__ x,
-    int32_t m, I stride, int32_t from
-) {
-    int32_t s = STRIDE ? STRIDE : stride;
-    for (int32_t o = 0; o < m; ++o) {
-        T v = x[o * s], top = y[o];
-        bool better = (v > top) | (v != v);
-        int32_t here = from + o * s, there = at[o];
-        y[o] = better ? v : top;
-        at[o] = better ? here : there;
-    }
-}
-
-// The first position that window o covers in dimension d.
-static inline I start(const Walk& w, int d, I o) {
-    I at = o * w.stride[d] - w.padding[d], gap = w.dilation[d];
-    return at < 0 ? at + (gap - 1 - at) / gap * gap : at;
-}
-
-// One plane; the taps of the last dimension are given by `reach`.
-template <class T>
-static void max_plane(const T* x, T* y, int32_t* at, const Walk& w, const I* reached) {
-    I s = w.stride[2], m = w.out[2];
-    for (I a = 0; a < w.out[0]; ++a)
-    for (I b = 0; b < w.out[1]; ++b, y += m, at += m) {
-        I line = (start(w, 0, a) * w.size[1] + start(w, 1, b)) * w.size[2];
-        for (I o = 0; o < m; ++o) y[o] = -std::numeric_limits<T>::infinity();
-        for (I o = 0; o < m; ++o) at[o] = int32_t(line + start(w, 2, o));
-        for (I i = 0; i < w.taps[0]; ++i)
-        for (I j = 0; j < w.taps[1]; ++j) {
-            I d = a * w.stride[0] + i * w.dilation[0] - w.padding[0];
-            I h = b * w.stride[1] + j * w.dilation[1] - w.padding[1];
-            if (d < 0 || d >= w.size[0] || h < 0 || h >= w.size[1]) continue;
-            I row = (d * w.size[1] + h) * w.size[2];
-            for (const I* k = reached; k < reached + 3 * w.taps[2]; k += 3) {
-                I from = row + k[0] * s + k[2], n = k[1] - k[0];
-                T* top = y + k[0];
-                if (s == 1) larger<T, 1>(top, at + k[0], x + from, n, s, from);
-                else if (s == 2) larger<T, 2>(top, at + k[0], x + from, n, s, from);
-                else larger<T, 0>(top, at + k[0], x + from, n, s, from);
-            }
-        }
-    }
-}
-
-// w.n planes; x, y and the positions are contiguous.
-template <class T>
-static void max_pool(const T* x, T* y, int32_t* at, const Walk& w) {
-    std::vector<I> reached(3 * w.taps[2]);
-    for (I k = 0; k < w.taps[2]; ++k) {
-        I* to = &reached[3 * k];
-        reach(w, 2, k, to[0], to[1], to[2]);
-        if (to[1] < to[0]) to[1] = to[0];
-    }
-    I size = w.size[0] * w.size[1] * w.size[2], out = w.out[0] * w.out[1] * w.out[2];
-    for (I n = 0; n < w.n; ++n)
-        max_plane(x + n * size, y + n * out, at + n * out, w, reached.data());
-}
-
-// gx += gy at the positions, last window first: the order of taps.
-template <class T>
-static void scatter(T* gx, const T* gy, const int32_t* at, I planes, I size, I out) {
-    for (I n = 0; n < planes; ++n)
-        for (I o = out - 1; o >= 0; --o) {
-            I here = at[n * out + o];
-            if (here >= 0 && here < size) gx[n * size + here] += gy[n * out + o];
-        }
-}
-
 #define FOR(T) extern "C" { \
     void pack_##T(T* x, T* columns, const Walk* w) { walk<T, false>(x, columns, *w); } \
-    void add_##T(T* x, T* columns, const Walk* w) { walk<T, true>(x, columns, *w); } \
-    void max_pool_##T(T* x, T* y, int32_t* at, const Walk* w) { \
-        max_pool<T>(x, y, at, *w); } \
-    void scatter_##T(T* gx, T* gy, int32_t* at, I planes, I size, I out) { \
-        scatter<T>(gx, gy, at, planes, size, out); } }
+    void add_##T(T* x, T* columns, const Walk* w) { walk<T, true>(x, columns, *w); } }
 FOR(float)
 FOR(double)
 """
@@ -158,18 +82,16 @@ FOR(double)
 def _function(name: str, dtype: np.dtype):
     """The compiled function for arrays of this dtype, or None."""
     kind = {"float32": "float", "float64": "double"}.get(dtype.name)
-    library = compiler.load(_SOURCE) if kind else None
+    library = compiler.load(STRUCT + _SOURCE) if kind else None
     if library is None:
         return None
     function = getattr(library, f"{name}_{kind}")
     function.restype = None
-    scatter = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
-    pool = [ctypes.c_void_p] * 4
-    function.argtypes = {"scatter": scatter, "max_pool": pool}.get(name, pool[:3])
+    function.argtypes = [ctypes.c_void_p] * 3
     return function
 
 
-def _walk(n, c, spatial, outer=(0,) * 4, inner=((0,),) * 3):
+def walk_of(n, c, spatial, outer=(0,) * 4, inner=((0,),) * 3):
     """A struct Walk; `spatial` and `inner` have a tuple over dimensions each."""
     fill = (1, 1, 1, 1, 0, 1)  # of missing dimensions: size, out, taps, ..., dilation
     fields = [n, c]
@@ -198,36 +120,9 @@ def walker(name, x, columns, stride, padding, dilation):
     ws = [step // width for step in columns.strides]
     spatial = (x.shape[2:], out, taps, stride, padding, dilation)
     inner = (xs[2:], ws[2 : 2 + dims], ws[2 + dims :])
-    walk = _walk(*x.shape[:2], spatial, (*xs[:2], *ws[:2]), inner)
+    walk = walk_of(*x.shape[:2], spatial, (*xs[:2], *ws[:2]), inner)
 
     def run(block):
         function(compiler.pointer(block), compiler.pointer(columns), walk)
 
     return run
-
-
-def max_pool(x, y, indices, kernel, stride, padding, dilation) -> bool:
-    """Fill y and indices (int32); all arrays contiguous."""
-    function = _function("max_pool", x.dtype)
-    flags = (array.flags.c_contiguous for array in (x, y, indices))
-    if function is None or x.ndim > 5 or not x.dtype.isnative or not all(flags):
-        return False
-    spatial = (x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
-    walk = _walk(x.shape[0] * x.shape[1], 1, spatial)
-    function(*map(compiler.pointer, (x, y, indices)), walk)
-    return True
-
-
-def scatter(gx, gy, indices) -> bool:
-    """gx[plane, indices] += gy, last window first; all arrays contiguous."""
-    function = _function("scatter", gx.dtype)
-    flags = (array.flags.c_contiguous for array in (gx, gy, indices))
-    dtypes = (gy.dtype, indices.dtype)
-    if function is None or dtypes != (gx.dtype, np.int32) or not all(flags):
-        return False
-    if not gx.dtype.isnative:
-        return False
-    planes = gx.shape[0] * gx.shape[1]
-    sizes = (planes, prod(gx.shape[2:]), prod(gy.shape[2:]))
-    function(*map(compiler.pointer, (gx, gy, indices)), *sizes)
-    return True

@@ -3,6 +3,7 @@ three operations, and the gradients of each are the other two."""
 
 from minidl.array import convolution as raw
 from minidl.autograd.function import Op
+from minidl.autograd.structure import BroadcastTo
 from minidl.autograd.tensor import Tensor
 from minidl.ops.pad import pad
 from minidl.ops.spatial import batched, tuple_of
@@ -26,7 +27,7 @@ class Conv(Op):
             out = self.gradient_buffer(1)
             gw = ConvWeight.apply(g, x, self.w_shape, self.settings, out)
         if self.edges[2] is not None:
-            gb = sum_to_channels(g)
+            gb = SumToChannels.apply(g)
         return gx, gw, gb
 
 
@@ -52,7 +53,7 @@ class ConvInput(Op):
             out = self.gradient_buffer(1)
             gw = ConvWeight.apply(gy, g, self.w_shape, self.settings, out)
         if self.edges[2] is not None:
-            gb = sum_to_channels(g)
+            gb = SumToChannels.apply(g)
         return ggy, gw, gb
 
 
@@ -75,9 +76,16 @@ class ConvWeight(Op):
         return ggy, gx
 
 
-def sum_to_channels(g: Tensor) -> Tensor:
+class SumToChannels(Op):
     """(N, C, *size) -> (C)"""
-    return g.sum((0, *range(2, g.ndim)))
+
+    def forward(self, g):
+        self.shape = g.shape
+        return raw.conv_bias_gradient(g)
+
+    def backward(self, g):
+        column = g.reshape(-1, *(1,) * (len(self.shape) - 2))
+        return BroadcastTo.apply(column, self.shape)
 
 
 def check_operands(name: str, n: int, input: Tensor, weight: Tensor, bias) -> None:
