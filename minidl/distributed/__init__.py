@@ -16,7 +16,7 @@ from minidl.distributed.collectives import (
     reduce_scatter_tensor,
 )
 from minidl.distributed.communicator import Alone, Communicator, Work
-from minidl.distributed.exchange import DataParallel
+from minidl.distributed.data_parallel import DataParallel
 from minidl.distributed.launch import init, is_initialized, launched
 from minidl.distributed.simulated import Simulated
 

@@ -7,7 +7,7 @@ import numpy as np
 from minidl.array.device import array_module, device_of, to_device
 from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
-from minidl.optim.flat import runs
+from minidl.optim.flat import runs, storage_of
 
 shrink = Kernel(
     "clip_norm",
@@ -22,8 +22,19 @@ clamp = Kernel(
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list:
     """The gradients as arrays, one for neighbours in flat storage."""
-    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     return [run.grad for run in runs(parameters)]
+
+
+def whole_gradients(parameters: Tensor | Iterable[Tensor]) -> list:
+    """The gradients as arrays; RuntimeError where this rank knows only a share."""
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if any(getattr(storage_of(p), "sharded", False) for p in parameters):
+        raise RuntimeError(
+            "of these gradients every rank knows only a share: clip them with "
+            "ShardedAdam's clip_grad_norm_(max_norm)"
+        )
+    return gradients(parameters)
 
 
 def norm(array, order: float):
@@ -46,7 +57,7 @@ def clip_grad_norm_(
     The norm stays on the device. Raises RuntimeError, changing nothing, for a norm that
     is not finite, if `error_if_nonfinite`.
     """
-    found = gradients(parameters)
+    found = whole_gradients(parameters)
     order = float(norm_type)
     if not found:
         return Tensor(np.zeros((), np.float32))
@@ -67,5 +78,5 @@ def clip_grad_norm_(
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """g = min(max(g, -clip_value), clip_value)."""
-    for g in gradients(parameters):
+    for g in whole_gradients(parameters):
         clamp(out=g, limit=float(clip_value))
