@@ -19,12 +19,14 @@ from minidl.distributed.communicator import Alone, Communicator, Work
 from minidl.distributed.data_parallel import DataParallel
 from minidl.distributed.launch import init, is_initialized, launched
 from minidl.distributed.simulated import Simulated
+from minidl.distributed.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "Alone",
     "Communicator",
     "DataParallel",
     "Simulated",
+    "SyncBatchNorm",
     "Work",
     "all_gather",
     "all_gather_into_tensor",

@@ -109,8 +109,7 @@ class ShardedExchange(BucketedExchange):
         for gradients in own:
             gradients *= 1 / total
         there = {
-            p: somewhere
-            for p, somewhere in zip(self.parameters, present, strict=True)
+            p: somewhere for p, somewhere in zip(self.parameters, present, strict=True)
         }
         for bucket in self.buckets:
             for piece in bucket.pieces:

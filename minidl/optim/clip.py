@@ -9,11 +9,12 @@ from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
 from minidl.optim.flat import runs, storage_of
 
+# zero stays zero, whatever the norm: between parameters it is never written again
 shrink = Kernel(
     "clip_norm",
     outputs="g",
     scalars="total limit",
-    body="g *= min(limit / (total + 0.000001), 1);",
+    body="g = where(g == 0, g, g * min(limit / (total + 0.000001), 1));",
 )
 clamp = Kernel(
     "clip_value", outputs="g", scalars="limit", body="g = max(min(g, limit), -limit);"
