@@ -20,7 +20,14 @@ from test_data_parallel import (
 import minidl as md
 import minidl.nn.functional as F
 from minidl import nn, optim
-from minidl.distributed import Alone, DataParallel, ShardedAdam, Simulated
+from minidl.distributed import (
+    Alone,
+    DataParallel,
+    ShardedAdam,
+    Simulated,
+    SyncBatchNorm,
+    functional,
+)
 from minidl.train.step import train_step
 
 DECOUPLED = dict(weight_decay=0.1, decoupled_weight_decay=True)
@@ -318,3 +325,76 @@ def test_what_cannot_be_sharded_is_refused():
     model.module.to(np.float64)
     with pytest.raises(RuntimeError, match="has moved"):
         steps(model, optimizer, batches(Alone(), 1))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_compression_is_that_of_the_all_reduce(n):
+    def run(communicator, make):
+        return train(communicator, make, compression="float16")
+
+    plain = Simulated(n).run(run, adam)
+    for weights in Simulated(n).run(run, sharded):
+        assert np.array_equal(weights, plain[0])
+
+
+def several(communicator):
+    """What a rank of the MPI test runs."""
+    found = {
+        "plain": train(communicator, adam),
+        "sharded": train(communicator, sharded),
+        "half": train(communicator, sharded, compression="float16"),
+        "double": train(communicator, sharded, dtype=np.float64),
+    }
+    _, optimizer = build(communicator, sharded)
+    found["bytes"] = np.array(communicator.all_gather_object(moment_bytes(optimizer)))
+
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, 7, 3, 2))
+    own = slice(*[(0, 2), (2, 2), (2, 7)][communicator.rank])
+    layer = SyncBatchNorm(3).to(np.float64)
+    t = md.tensor(x[own], requires_grad=True)
+    y = layer(t)
+    y.backward(md.tensor(g[own]))
+    parts = communicator.all_gather_object(np.stack([y.numpy(), t.grad.numpy()]))
+    found["sync"] = np.concatenate(parts, 1)
+
+    t = md.tensor(x[:6, 0] * (communicator.rank + 1), requires_grad=True)
+    y = functional.all_gather(functional.reduce_scatter(functional.all_reduce(t) ** 2))
+    (functional.broadcast(y, 2) * (communicator.rank + 1)).sum().backward()
+    found["functional"] = t.grad.numpy()
+    everyone = communicator.all_gather_object(
+        {k: v.tobytes() for k, v in found.items()}
+    )
+    if communicator.rank == 0:
+        same = [k for k in found if all(e[k] == everyone[0][k] for e in everyone)]
+        print(json.dumps({"same": same, **{k: v.tolist() for k, v in found.items()}}))
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_on_mpi():
+    run = run_ranks(3, several)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found.pop("same") == list(found)
+    found = {k: np.array(v) for k, v in found.items()}
+    expected = Simulated(3).run(lambda c: train(c, adam))[0]
+    assert relative(found["plain"], expected) < 1e-6
+    assert relative(found["sharded"], expected) < 1e-6
+    assert np.array_equal(
+        found["half"],
+        Simulated(3).run(lambda c: train(c, sharded, compression="float16"))[0],
+    )
+    expected = Simulated(3).run(lambda c: train(c, adam, dtype=np.float64))[0]
+    assert relative(found["double"], expected) < 1e-12
+    assert found["bytes"].sum() < 1.2 * moment_bytes(build(Alone(), adam)[1])
+
+    x, g = np.random.default_rng(0).standard_normal((2, 7, 3, 2))
+    layer, t = nn.BatchNorm1d(3).to(np.float64), md.tensor(x, requires_grad=True)
+    y = layer(t)
+    y.backward(md.tensor(g))
+    np.testing.assert_allclose(found["sync"], [y.numpy(), t.grad.numpy()], atol=1e-12)
+    # of 6 y, with y = 3 s^2 in all, and s the sum of 1, 2, 3 times x on the three ranks
+    np.testing.assert_allclose(
+        found["functional"], 6 * 3 * 2 * 6 * x[:6, 0], rtol=1e-12
+    )

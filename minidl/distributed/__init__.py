@@ -1,5 +1,6 @@
 """The room `distributed`: several ranks that work as one."""
 
+from minidl.distributed import functional
 from minidl.distributed.collectives import (
     all_gather,
     all_gather_into_tensor,
@@ -36,6 +37,7 @@ __all__ = [
     "broadcast",
     "broadcast_object",
     "destroy_process_group",
+    "functional",
     "get_backend",
     "get_rank",
     "get_world_size",
