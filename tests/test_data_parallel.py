@@ -378,7 +378,7 @@ def test_all_ranks_leave_out_the_step_in_which_one_overflows(compression):
             before = communicator._issued
             scores = parallel(md.tensor(images[index]))
             loss = parallel.share(F.cross_entropy(scores, md.tensor(labels[index])))
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 scaled = scaler.scale(loss) * far
                 scaled.backward(on_grad_ready=parallel.ready)
                 parallel.wait()
