@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ranks import run_ranks
 from test_data_parallel import (
     BATCH,
@@ -222,8 +224,6 @@ def test_accumulation_without_sync():
                 if number == 0:
                     with model.no_sync():
                         model.backward(loss)
-                    with pytest.raises(RuntimeError, match="has not been exchanged"):
-                        raise_if_plain(make, optimizer)
                 else:
                     model.backward(loss)
             optimizer.step()
@@ -234,10 +234,46 @@ def test_accumulation_without_sync():
         assert relative(weights, expected) < 1e-12
 
 
-def raise_if_plain(make, optimizer):
-    if make is sharded:
+def test_a_step_on_gradients_of_one_rank_is_refused():
+    model, optimizer = build(Alone(), sharded)
+    images, labels = map(md.tensor, data(np.float32))
+    with model.no_sync():
+        model.backward(F.cross_entropy(model(images), labels))
+    with pytest.raises(RuntimeError, match="'0.weight' has not been exchanged"):
         optimizer.step()
-    raise RuntimeError("has not been exchanged")
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(1, 4),
+    st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    st.sampled_from([0.0001, 0.0005, 0.002, 25]),
+    st.booleans(),
+)
+def test_any_sizes(n, widths, bucket_cap_mb, double):
+    """Parameters of several pieces, pieces of padding alone, one bucket or many."""
+    dtype = np.float64 if double else np.float32
+    x = np.random.default_rng(0).standard_normal((9, widths[0])).astype(dtype)
+
+    def run(communicator, make):
+        md.manual_seed(0)
+        pairs = zip(widths, widths[1:] + [3], strict=True)
+        layers = nn.Sequential(*(nn.Linear(*pair) for pair in pairs)).to(dtype)
+        model = DataParallel(layers, communicator, bucket_cap_mb)
+        optimizer = make(model, amsgrad=True)
+        own = np.array_split(x, communicator.size)[communicator.rank]
+        for _ in range(2):
+            optimizer.zero_grad()
+            model.backward((model(md.tensor(own)) ** 2).mean())
+            optimizer.step()
+        return vector(model), optimizer.state_dict()
+
+    plain, state = Simulated(n).run(run, adam)[0]
+    for weights, own in Simulated(n).run(run, sharded):
+        assert np.array_equal(weights, plain)
+        assert_same(own, state)
 
 
 def test_state_travels_between_rank_counts_and_to_adam_and_back():
@@ -317,6 +353,10 @@ def test_what_cannot_be_sharded_is_refused():
         ShardedAdam([some[0], some[0]], model=model)
     with pytest.raises(TypeError, match="parameters of modules"):
         ShardedAdam([md.ones(3)], model=model)
+    with pytest.raises(ValueError, match="none of its parameters"):
+        ShardedAdam(nn.Linear(3, 2).parameters(), model=model)
+    with pytest.raises(RuntimeError, match="no trace"):
+        sharded(model).trace(some[0], 0)
     model = DataParallel(small_cnn(np.float32), Alone())
     optimizer = ShardedAdam(list(model.parameters())[:2], model=model)
     with pytest.raises(RuntimeError, match="give it all parameters"):
@@ -398,3 +438,15 @@ def test_on_mpi():
     np.testing.assert_allclose(
         found["functional"], 6 * 3 * 2 * 6 * x[:6, 0], rtol=1e-12
     )
+
+
+def test_a_model_may_get_another_optimizer():
+    first, _ = build(Alone(), sharded)
+    expected = train(Alone(), adam)
+    sharded(first)
+    again = sharded(first)
+    steps(first, again, batches(Alone(), STEPS))
+    assert np.array_equal(vector(first), expected)
+    model = DataParallel(first.module)
+    steps(model, adam(model), batches(Alone(), 1))
+    optim.clip_grad_norm_(model.parameters(), 1.0)

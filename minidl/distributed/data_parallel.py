@@ -46,6 +46,9 @@ class DataParallel:
         if self.communicator.size == 1:
             half = None  # nothing is sent
         trained = [p for p in module.parameters() if p.requires_grad]
+        for p in trained:
+            if p.storage is not None:
+                p.storage.sharded = False  # whatever exchange it had before
         self.bucket_cap_mb = bucket_cap_mb
         self.exchange = (
             BucketedExchange(trained, self.communicator, bucket_cap_mb, half)
@@ -67,13 +70,10 @@ class DataParallel:
 
     def shard(self) -> ShardedExchange:
         """For ShardedAdam: leave on each rank its share of the gradients alone."""
-        if not isinstance(self.exchange, ShardedExchange):
-            self.exchange = ShardedExchange(
-                self.exchange.parameters,
-                self.communicator,
-                self.bucket_cap_mb,
-                self.exchange.half,
-            )
+        parameters, half = self.exchange.parameters, self.exchange.half
+        self.exchange = ShardedExchange(
+            parameters, self.communicator, self.bucket_cap_mb, half
+        )
         return self.exchange
 
     def share(self, loss: Tensor) -> Tensor:

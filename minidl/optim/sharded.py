@@ -24,10 +24,11 @@ class ShardedAdam(Adam):
     that share of the weights and gathers all of them. The numbers are Adam's, AdamW's
     with `decoupled_weight_decay=True`.
 
-    `params` are parameters of `model`, a DataParallel, and must be all that require
-    a gradient. `param_groups` holds this rank's pieces of them, each a vector.
-    `step`, `clip_grad_norm_`, `state_dict` and `load_state_dict` must be called on
-    all ranks. The state is saved whole: it fits any number of ranks, and Adam.
+    `params` are parameters of `model`, a DataParallel of this optimizer alone, and in
+    the end must be all that require a gradient. `param_groups` holds this rank's
+    pieces of them, each a vector. `step`, `clip_grad_norm_`, `state_dict` and
+    `load_state_dict` are to be called on all ranks. The state is saved whole: it fits
+    any number of ranks, and Adam.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ShardedAdam(Adam):
         self.check({**self.defaults, **param_group})
         taken = {name: p for group in self.members for name, p in group.items()}
         known, members = dict.fromkeys(taken.values()), {}
+        trained = dict.fromkeys(self.exchange.parameters)
         for item in given:
             name, p = item if isinstance(item, tuple) else (None, item)
             if not isinstance(p, Parameter):
@@ -70,6 +72,11 @@ class ShardedAdam(Adam):
                 )
             if p in known:
                 raise ValueError(f"parameter {p.name!r} was given more than once")
+            if p.requires_grad and p not in trained:
+                raise ValueError(
+                    f"parameter {p.name!r} required no gradient when the model was made"
+                    " data parallel, or is none of its parameters"
+                )
             known[p] = None
             members[unique(name or p.name or f"param{len(taken)}", taken)] = p
         pieces = self.exchange.adopt(list(members.values())) if members else []
@@ -113,10 +120,14 @@ class ShardedAdam(Adam):
         """g *= min(1, max_norm / (norm + 1e-6)), with the norm over all ranks; that."""
         found = gradients(q for group in self.param_groups for q in group["params"])
         squares = np.array([sum(float(norm(g, 2)) ** 2 for g in found)])
-        total = np.float32(sqrt(self.communicator.all_reduce(squares)[0]))
+        total = sqrt(self.communicator.all_reduce(squares)[0])
         for g in found:
             shrink(out=g, total=total, limit=float(max_norm))
-        return Tensor(np.asarray(total))
+        return Tensor(np.asarray(total, np.float32))
+
+    def trace(self, param: Tensor, index):
+        """Not here, where no rank knows all of a parameter's state."""
+        raise RuntimeError("ShardedAdam has no trace: look at a step of Adam")
 
     # The state --------------------------------------------------------------------
 
