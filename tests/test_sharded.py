@@ -30,6 +30,7 @@ from minidl.distributed import (
     SyncBatchNorm,
     functional,
 )
+from minidl.distributed.exchange import BucketedExchange
 from minidl.train.step import train_step
 
 DECOUPLED = dict(weight_decay=0.1, decoupled_weight_decay=True)
@@ -355,6 +356,7 @@ def test_what_cannot_be_sharded_is_refused():
         ShardedAdam([md.ones(3)], model=model)
     with pytest.raises(ValueError, match="none of its parameters"):
         ShardedAdam(nn.Linear(3, 2).parameters(), model=model)
+    assert type(model.exchange) is BucketedExchange  # as it was
     with pytest.raises(RuntimeError, match="no trace"):
         sharded(model).trace(some[0], 0)
     model = DataParallel(small_cnn(np.float32), Alone())
@@ -365,6 +367,25 @@ def test_what_cannot_be_sharded_is_refused():
     model.module.to(np.float64)
     with pytest.raises(RuntimeError, match="has moved"):
         steps(model, optimizer, batches(Alone(), 1))
+
+
+def test_buckets_leave_during_backward():
+    sent = []
+
+    class Recording(Alone):
+        def reduce_scatter(self, output, input, op="sum", async_op=False):
+            sent.append(input.size)
+            return super().reduce_scatter(output, input, op, async_op)
+
+    model, _ = build(Recording(), sharded)
+    images, labels = map(md.tensor, data(np.float32))
+    model.share(F.cross_entropy(model(images), labels)).backward(
+        on_grad_ready=model.ready
+    )
+    assert len(sent) == len(model.exchange.buckets) > 1
+    assert sum(sent) == sum(p.storage.room(p) for p in model.parameters())
+    model.wait()
+    assert len(sent) == len(model.exchange.buckets)
 
 
 @pytest.mark.parametrize("n", [2, 3])

@@ -68,13 +68,10 @@ class DataParallel:
             raise AttributeError(name)
         return getattr(self.module, name)
 
-    def shard(self) -> ShardedExchange:
-        """For ShardedAdam: leave on each rank its share of the gradients alone."""
+    def sharded(self) -> ShardedExchange:
+        """The exchange that a ShardedAdam puts in the place of this model's."""
         parameters, half = self.exchange.parameters, self.exchange.half
-        self.exchange = ShardedExchange(
-            parameters, self.communicator, self.bucket_cap_mb, half
-        )
-        return self.exchange
+        return ShardedExchange(parameters, self.communicator, self.bucket_cap_mb, half)
 
     def share(self, loss: Tensor) -> Tensor:
         """What this rank differentiates: the sum behind a mean."""

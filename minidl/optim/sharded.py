@@ -44,7 +44,7 @@ class ShardedAdam(Adam):
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
     ):
-        self.communicator, self.exchange = model.communicator, model.shard()
+        self.communicator, self.exchange = model.communicator, model.sharded()
         self.members: list[dict[str, Parameter]] = []  # of each group, by name
         super().__init__(
             params,
@@ -56,6 +56,7 @@ class ShardedAdam(Adam):
             maximize=maximize,
             decoupled_weight_decay=decoupled_weight_decay,
         )
+        model.exchange = self.exchange
 
     def add_param_group(self, param_group: dict) -> None:
         given = param_group["params"]
