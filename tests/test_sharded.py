@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 from test_data_parallel import (
     BATCH,
-    SMALL_BUCKETS,
     STEPS,
     Branches,
     batches,
@@ -33,6 +32,7 @@ from minidl.distributed import (
 from minidl.distributed.exchange import BucketedExchange
 from minidl.train.step import train_step
 
+BUCKETS = 0.001  # MB: three of them, or six
 DECOUPLED = dict(weight_decay=0.1, decoupled_weight_decay=True)
 
 
@@ -47,7 +47,7 @@ def sharded(model, **options):
 
 def build(communicator, make, dtype=np.float32, compression=None, **options):
     model = DataParallel(
-        small_cnn(dtype), communicator, SMALL_BUCKETS, compression=compression
+        small_cnn(dtype), communicator, BUCKETS, compression=compression
     )
     return model, make(model, **options)
 
@@ -87,7 +87,7 @@ def test_the_same_bits_as_adam(n, options):
 
 def test_parameter_groups_and_schedules():
     def run(communicator, make):
-        model = DataParallel(small_cnn(np.float32), communicator, SMALL_BUCKETS)
+        model = DataParallel(small_cnn(np.float32), communicator, BUCKETS)
         first, *others = list(model.parameters())
         extra = {"model": model} if make is ShardedAdam else {}
         optimizer = make([{"params": [first], "lr": 0.1}], **extra, weight_decay=0.01)
@@ -162,7 +162,7 @@ def test_parameters_without_a_gradient_are_left_alone(n):
 
     def run(communicator, make):
         md.manual_seed(1)
-        model = DataParallel(Branches(), communicator, SMALL_BUCKETS)
+        model = DataParallel(Branches(), communicator, BUCKETS)
         optimizer = make(model, weight_decay=0.1)
         own = np.array_split(x, communicator.size)[communicator.rank]
         for step in range(3):
