@@ -118,6 +118,14 @@ def test_clip_what_is_not_finite():
     assert np.isnan(params[0].grad.numpy()).all()
 
 
+def test_clip_recovers_from_what_is_not_finite(xp):
+    params = parameters(random(0), xp)
+    for value in (float("nan"), float("inf"), 3.0):
+        give(params, [np.full(s, value) for s in SHAPES])
+        norm = optim.clip_grad_norm_(params, 1.0).item()
+    assert norm == pytest.approx(3 * 24**0.5)  # not that of what lies between them
+
+
 def test_clip_half_precision():
     params = [nn.Parameter(np.zeros(4, np.float16))]
     give(params, [np.full(4, 300.0)])  # its squares are too large for float16

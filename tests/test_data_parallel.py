@@ -277,3 +277,119 @@ def test_buckets_are_sent_in_one_order_and_during_backward():
     assert seen[0] < during and seen == sorted(seen)
     total = sum(p.storage.room(p) * 4 for p in model.parameters())
     assert sum(sent[:during]) == total
+
+
+# --- Half precision -------------------------------------------------------------------
+
+DIGITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the error of one rounding
+
+
+def gradients(communicator, compression=None, overlap=True):
+    """The mean gradient over all samples, from one backward."""
+    images, labels = data(np.float32)
+    model = small_cnn(np.float32)
+    parallel = DataParallel(
+        model, communicator, SMALL_BUCKETS, overlap, compression=compression
+    )
+    index = np.array_split(np.arange(SAMPLES), communicator.size)[communicator.rank]
+    loss = F.cross_entropy(parallel(md.tensor(images[index])), md.tensor(labels[index]))
+    parallel.backward(loss)
+    return vector_of_gradients(model)
+
+
+def vector_of_gradients(model):
+    return np.concatenate([p.grad.numpy().ravel() for p in model.parameters()])
+
+
+def parts(n):
+    """What each rank's samples alone add to the mean gradient."""
+    images, labels = data(np.float32)
+    found = []
+    for index in np.array_split(np.arange(SAMPLES), n):
+        model = small_cnn(np.float32)
+        loss = F.cross_entropy(
+            model(md.tensor(images[index])), md.tensor(labels[index])
+        )
+        loss.total.backward()
+        found.append(vector_of_gradients(model) / SAMPLES)
+    return np.abs(found)
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["naive", "bucketed"])
+@pytest.mark.parametrize("compression", DIGITS)
+@pytest.mark.parametrize("n", [2, 3])
+def test_compression_rounds_what_is_sent_and_the_sum(n, compression, overlap):
+    """|error| <= u (sum of what each rank sends + |the sum|), where u is a rounding."""
+    exact = Simulated(n).run(gradients)[0]
+    for found in Simulated(n).run(gradients, compression, overlap):
+        u = DIGITS[compression] * (1 + DIGITS[compression])
+        smallest = 2.0**-24 * n / SAMPLES  # float16 below its normal numbers
+        bound = u * (parts(n).sum(0) + np.abs(exact)) + smallest + 1e-6 * exact.max()
+        assert (np.abs(found - exact) <= bound).all()
+        assert not np.array_equal(found, exact)
+    assert np.array_equal(gradients(Alone(), compression), gradients(Alone()))
+
+
+def test_compression_halves_what_is_sent():
+    sent = []
+
+    class Pair(Alone):
+        """The first of two ranks, of which the other has nothing to add."""
+
+        def __init__(self):
+            super().__init__()
+            self.size = 2
+
+        def all_reduce(self, array, op="sum", async_op=False):
+            sent.append((str(array.dtype), array.size))
+            return super().all_reduce(array, op, async_op)
+
+    for compression in (None, "float16", "bfloat16"):
+        parallel = DataParallel(
+            nn.Linear(3, 2), Pair(), SMALL_BUCKETS, compression=compression
+        )
+        parallel.backward(parallel(md.ones(4, 3)).mean())
+    dtypes = ["float32", "float16", "bfloat16"]
+    assert [s for s in sent if s[0] != "float64"] == [(d, 32) for d in dtypes]
+
+
+def test_an_unknown_compression_is_refused():
+    with pytest.raises(ValueError, match="compression is"):
+        DataParallel(nn.Linear(3, 2), Alone(), compression="float8")
+
+
+@pytest.mark.parametrize("compression", [None, "float16"])
+def test_all_ranks_leave_out_the_step_in_which_one_overflows(compression):
+    counts = []
+
+    def run(communicator):
+        images, labels = data(np.float32)
+        model = small_cnn(np.float32)
+        optimizer = optim.Adam(model.parameters(), lr=1e-2)
+        scaler = optim.GradScaler(init_scale=64.0)
+        parallel = DataParallel(model, communicator, compression=compression)
+        kept, skipped = vector(model), []
+        for step in range(3):
+            optimizer.zero_grad()
+            # too much for float16 in the sum of a rank's samples, or for float32
+            large = 3e38 if compression is None else 3e3
+            far = large if step == 1 and communicator.rank == 2 else 1.0
+            index = np.arange(communicator.rank, SAMPLES, communicator.size)
+            before = communicator._issued
+            scores = parallel(md.tensor(images[index]))
+            loss = parallel.share(F.cross_entropy(scores, md.tensor(labels[index])))
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = scaler.scale(loss) * far
+                scaled.backward(on_grad_ready=parallel.ready)
+                parallel.wait()
+                scaler.step(optimizer)
+            scaler.update()
+            counts.append(communicator._issued - before)
+            skipped.append(np.array_equal(kept, vector(model)))
+            kept = vector(model)
+        return skipped, scaler.get_scale(), kept.tobytes()
+
+    results = Simulated(3).run(run)
+    assert results == [results[0]] * 3
+    assert results[0][:2] == ([False, True, False], 32.0)
+    assert counts == [2] * 9  # one bucket, and the counts of samples

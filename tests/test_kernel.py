@@ -263,6 +263,13 @@ def test_shapes_of_all_kinds(xp):
         assert bool((s == 2).all()) and bool((d == 0).all())
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 3, 0)])
+def test_nothing_to_do_in_a_layout_of_its_own(shape, recwarn, xp):
+    x, y = xp.ones((1, 3, 1), numpy.float32), xp.zeros(shape, numpy.float32)
+    assert AXPY(x, out=y, a=2).shape == shape
+    assert not recwarn.list
+
+
 def test_inputs_broadcast(xp):
     x, y = xp.arange(3.0), xp.arange(4.0).reshape(4, 1)
     assert bool((PAIR(x, y)[1] == x - y).all())

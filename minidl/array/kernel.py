@@ -143,6 +143,8 @@ class Kernel:
 
     def _run_strided(self, loop, shape, inputs, outs, values):
         """As the arrays lie where the loop can do that, otherwise through copies."""
+        if 0 in shape:
+            return
         arrays = layout.spread(inputs, outs, shape)
         if not self.body.uses_index:
             arrays = layout.by_stride(arrays)

@@ -1,5 +1,6 @@
 """The room `distributed`: several ranks that work as one."""
 
+from minidl.distributed import functional
 from minidl.distributed.collectives import (
     all_gather,
     all_gather_into_tensor,
@@ -16,9 +17,10 @@ from minidl.distributed.collectives import (
     reduce_scatter_tensor,
 )
 from minidl.distributed.communicator import Alone, Communicator, Work
-from minidl.distributed.exchange import DataParallel
+from minidl.distributed.data_parallel import DataParallel
 from minidl.distributed.launch import TIMEOUT, init, is_initialized, launched
 from minidl.distributed.simulated import Simulated
+from minidl.distributed.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "TIMEOUT",
@@ -26,6 +28,7 @@ __all__ = [
     "Communicator",
     "DataParallel",
     "Simulated",
+    "SyncBatchNorm",
     "Work",
     "all_gather",
     "all_gather_into_tensor",
@@ -35,6 +38,7 @@ __all__ = [
     "broadcast",
     "broadcast_object",
     "destroy_process_group",
+    "functional",
     "get_backend",
     "get_rank",
     "get_world_size",

@@ -33,14 +33,14 @@ def broadcast(array, src: int = 0):
     return init().broadcast(array, src)
 
 
-def reduce_scatter(output, input, op: str = "sum"):
+def reduce_scatter(output, input, op: str = "sum", async_op: bool = False):
     """See `Communicator.reduce_scatter`; PyTorch's `reduce_scatter_tensor`."""
-    return init().reduce_scatter(output, input, op)
+    return init().reduce_scatter(output, input, op, async_op)
 
 
-def all_gather(output, input):
+def all_gather(output, input, async_op: bool = False):
     """See `Communicator.all_gather`; PyTorch's `all_gather_into_tensor`."""
-    return init().all_gather(output, input)
+    return init().all_gather(output, input, async_op)
 
 
 reduce_scatter_tensor = reduce_scatter

@@ -98,28 +98,34 @@ class Communicator:
         self._broadcast(self._call("broadcast", f"src {src}", array), array, src).wait()
         return array
 
-    def reduce_scatter(self, output, input, op: str = "sum"):
+    def reduce_scatter(self, output, input, op: str = "sum", async_op: bool = False):
         """Reduce `input` and keep block `rank` of it: output (n), input (size * n).
 
-        `output` may be that block of `input` itself.
+        `output` may be that block of `input` itself. The output, or a Work if async.
         """
         check("reduce_scatter", output, input)
         check_op("reduce_scatter", op, input)
         check_blocks("reduce_scatter", input, output, self.size)
         check_writable("reduce_scatter", output)
         call = self._call("reduce_scatter", op, input)
-        self._reduce_scatter(call, output, input, op).wait()
+        work = self._reduce_scatter(call, output, input, op)
+        if async_op:
+            return work
+        work.wait()
         return output
 
-    def all_gather(self, output, input):
+    def all_gather(self, output, input, async_op: bool = False):
         """Lay the inputs of all ranks end to end: output (size * n), input (n).
 
-        `input` may be block `rank` of `output` itself.
+        `input` may be block `rank` of `output` itself. The output, or a Work if async.
         """
         check("all_gather", output, input)
         check_blocks("all_gather", output, input, self.size)
         check_writable("all_gather", output)
-        self._all_gather(self._call("all_gather", "", input), output, input).wait()
+        work = self._all_gather(self._call("all_gather", "", input), output, input)
+        if async_op:
+            return work
+        work.wait()
         return output
 
     def barrier(self) -> None:

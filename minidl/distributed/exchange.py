@@ -1,4 +1,4 @@
-"""Data parallelism: every rank computes its share, then the gradients are added up.
+"""How the gradients of all ranks are added up.
 
 The truth is the global batch: what is differentiated on each rank is the *sum* of
 its losses, and the sum over all ranks is divided by the global count, so that uneven
@@ -8,25 +8,25 @@ shares, ignored labels and accumulation come out as they would on one rank.
 still running. Both leave the same numbers behind.
 """
 
-from contextlib import contextmanager
-
 import numpy as np
 
 from minidl.array.device import array_module
 from minidl.array.errors import DistributedError
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
-from minidl.distributed.consistency import check_same_weights
-from minidl.distributed.launch import init
-from minidl.nn.module import Module
+from minidl.distributed.compression import compressed
 from minidl.nn.parameter import FlatStorage, Parameter, flat_storages
 
 
 class NaiveExchange:
     """After backward, one all-reduce a parameter."""
 
-    def __init__(self, parameters: list[Parameter], communicator: Communicator):
+    def __init__(
+        self, parameters: list[Parameter], communicator: Communicator, half=None
+    ):
         self.parameters, self.communicator = parameters, communicator
+        self.half = half  # the dtype to send in, where that is smaller
+        self.overflow = False  # see `agree`
         self.stop_wanted = False  # by this rank, from any moment on
         self.stop = False  # whether any rank did at the last step: the same on all
 
@@ -40,25 +40,29 @@ class NaiveExchange:
             if somewhere:
                 if p.grad is None:
                     p.grad = Tensor(array_module(p.data).zeros_like(p.data))
-                self.communicator.all_reduce(p.grad.data)
-                p.grad.data[...] *= 1 / total
+                gradient = p.grad.data
+                gradient[...] = self.communicator.all_reduce(
+                    compressed(gradient, self.half)
+                )
+                gradient *= 1 / total
 
-    def agree(self, count: float) -> tuple[float, list[bool]]:
+    def agree(self, count: float, overflow=False) -> tuple[float, list[bool]]:
         """The global count, and for each parameter whether any rank has a gradient.
 
         A parameter without one on some ranks counts as zero there; without one on any
-        rank it is left alone, as it would be on one rank.
+        rank it is left alone, as it would be on one rank. `self.overflow` becomes
+        whether any rank says so: a question only where ranks see different sums.
         """
         present = (p.grad is not None for p in self.parameters)
-        own = np.array([count, self.stop_wanted, *present], dtype=float)
+        own = np.array([count, overflow, self.stop_wanted, *present], float)
         self.communicator.all_reduce(own)
-        self.stop = bool(own[1])
+        self.overflow, self.stop = bool(own[1]), bool(own[2])
         if not own[0]:
             raise DistributedError(
                 "the global batch has no terms to take the mean of: every label is "
                 "ignored, or no rank has a sample"
             )
-        return float(own[0]), [bool(n) for n in own[2:]]
+        return float(own[0]), [bool(n) for n in own[3:]]
 
 
 class Bucket:
@@ -71,7 +75,19 @@ class Bucket:
 
     def reset(self) -> None:
         self.missing = len(self.parameters)
-        self.work = None
+        self.sent = self.work = None
+
+    def send(self, communicator: Communicator, half) -> None:
+        """Start the sum over all ranks."""
+        self.sent = compressed(self.gradients, half)
+        self.work = communicator.all_reduce(self.sent, async_op=True)
+
+    def receive(self) -> None:
+        """Leave the sum in the gradients."""
+        self.work.wait()
+        if self.sent is not self.gradients:
+            self.gradients[...] = self.sent
+        self.reset()
 
 
 class BucketedExchange(NaiveExchange):
@@ -83,24 +99,42 @@ class BucketedExchange(NaiveExchange):
     Parallel Training", 2020, section 3.2.
     """
 
-    def __init__(self, parameters, communicator, bucket_cap_mb: float = 25):
-        super().__init__(parameters, communicator)
+    def __init__(self, parameters, communicator, bucket_cap_mb: float = 25, half=None):
+        super().__init__(parameters, communicator, half)
         self.bucket_bytes = bucket_cap_mb * 2**20
         self.buckets: list[Bucket] = []
-        self.bucket_of: dict[Parameter, Bucket] = {}
+        self.buckets_of: dict[Parameter, list[Bucket]] = {}
         self.planned: list[FlatStorage | None] = []
         self.under_way = False
 
     def ready(self, parameter: Tensor) -> None:
         """A parameter's gradient is complete: send its bucket if that was the last."""
         self.plan()
-        bucket = self.bucket_of.get(parameter)
-        if bucket is not None:
-            bucket.missing -= 1
+        if parameter in self.buckets_of:
+            for bucket in self.buckets_of[parameter]:
+                bucket.missing -= 1
             self.send()
             self.communicator.poll()
 
     def wait(self, count: float) -> None:
+        self.send_rest()
+        total, present = self.agree(count)
+        for bucket in self.buckets:
+            bucket.receive()
+            bucket.gradients *= 1 / total
+        self.under_way = False
+        for p, somewhere in zip(self.parameters, present, strict=True):
+            if somewhere and p.grad is None:
+                p.accumulate(Tensor(p.gradient_view))
+
+    def send(self) -> None:
+        """Send every full bucket whose turn it is."""
+        while self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
+            self.buckets[self.sent].send(self.communicator, self.half)
+            self.sent += 1
+
+    def send_rest(self) -> None:
+        """Send what backward has not filled, with zeros where it left no gradient."""
         self.plan()
         for p in self.parameters:
             if p.grad is None:
@@ -108,22 +142,6 @@ class BucketedExchange(NaiveExchange):
         for bucket in self.buckets:
             bucket.missing = 0
         self.send()
-        total, present = self.agree(count)
-        for bucket in self.buckets:
-            bucket.work.wait()
-            bucket.gradients *= 1 / total
-            bucket.reset()
-        self.under_way = False
-        for p, somewhere in zip(self.parameters, present, strict=True):
-            if somewhere and p.grad is None:
-                p.accumulate(Tensor(p.gradient_view))
-
-    def send(self) -> None:
-        """Start the all-reduce of every full bucket whose turn it is."""
-        while self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
-            bucket = self.buckets[self.sent]
-            bucket.work = self.communicator.all_reduce(bucket.gradients, async_op=True)
-            self.sent += 1
 
     def plan(self) -> None:
         """Cut the buckets, anew where parameters have moved since the last step."""
@@ -140,7 +158,10 @@ class BucketedExchange(NaiveExchange):
             for storage in reversed(list(dict.fromkeys(self.planned)))
             for bucket in self.cut(storage, trained)
         ]
-        self.bucket_of = {p: b for b in self.buckets for p in b.parameters}
+        self.buckets_of = {p: [] for p in self.parameters}
+        for bucket in self.buckets:
+            for p in bucket.parameters:
+                self.buckets_of[p].append(bucket)
 
     def cut(self, storage: FlatStorage, trained):
         """Buckets of a storage, from its tail to its head."""
@@ -152,83 +173,3 @@ class BucketedExchange(NaiveExchange):
             if members and (full or p is storage.parameters[0]):
                 yield Bucket(storage, p.offset, stop, members)
                 stop, members = p.offset, []
-
-
-class DataParallel:
-    """A model whose gradients are those of the global batch, on every rank.
-
-        model = distributed.DataParallel(model)
-        loss = F.cross_entropy(model(images), labels)
-        model.backward(loss)
-
-    `backward` stands in the place of `loss.backward()`: it needs the loss's count.
-    The model stays what it was, `module`, with its parameters' names. Arguments are
-    those of PyTorch's DistributedDataParallel where it has them; `communicator` is
-    that of `init()` unless given, `overlap=False` chooses the naive exchange.
-
-    Raises DistributedError on every rank, here, if the ranks hold different weights.
-    """
-
-    def __init__(
-        self,
-        module: Module,
-        communicator: Communicator | None = None,
-        bucket_cap_mb: float = 25,
-        overlap: bool = True,
-    ):
-        self.module = module
-        self.communicator = init() if communicator is None else communicator
-        trained = [p for p in module.parameters() if p.requires_grad]
-        self.exchange = (
-            BucketedExchange(trained, self.communicator, bucket_cap_mb)
-            if overlap
-            else NaiveExchange(trained, self.communicator)
-        )
-        self.count = 0.0
-        self.syncing = True
-        check_same_weights(module, self.communicator)
-
-    def __call__(self, *inputs, **options):
-        return self.module(*inputs, **options)
-
-    def __getattr__(self, name: str):
-        """What is not the exchange's is the model's: train, eval, state_dict, ..."""
-        if name == "module":  # not yet there, while this is being copied
-            raise AttributeError(name)
-        return getattr(self.module, name)
-
-    def share(self, loss: Tensor) -> Tensor:
-        """What this rank differentiates: the sum behind a mean."""
-        if loss.total is None:
-            raise RuntimeError(
-                "this loss does not know how many terms it is the mean over, which its "
-                "gradient on several ranks depends on: use a loss of minidl with "
-                "reduction='mean', or the mean() of your terms, as the last operation"
-            )
-        self.count += float(loss.count)
-        return loss.total
-
-    def ready(self, parameter: Tensor) -> None:
-        """For `on_grad_ready` of Tensor.backward."""
-        if self.syncing:
-            self.exchange.ready(parameter)
-
-    def wait(self) -> None:
-        """Return when every gradient is that of the global batch."""
-        if self.syncing:
-            self.exchange.wait(self.count)
-            self.count = 0.0
-
-    def backward(self, loss: Tensor) -> None:
-        """loss.backward() on the global batch."""
-        self.share(loss).backward(on_grad_ready=self.ready)
-        self.wait()
-
-    @contextmanager
-    def no_sync(self):
-        """Accumulate gradients on each rank; the next backward outside sends all."""
-        self.syncing = False
-        try:
-            yield
-        finally:
-            self.syncing = True

@@ -26,6 +26,21 @@ def as_bytes(array):
     return array.reshape(-1).view(np.uint8)
 
 
+class TwoSteps:
+    """Two requests as one: the second is made when the first is complete."""
+
+    def __init__(self, request, then):
+        self._request, self._then = request, then
+
+    def Test(self):  # noqa: N802 - MPI's name
+        if not self._request.Test():
+            return False
+        if self._then is None:
+            return True
+        self._request, self._then = self._then(), None
+        return self._request.Test()
+
+
 class MPICommunicator(Communicator):
     """One rank of a job under mpiexec, mpirun or srun; `MPI` is mpi4py.MPI.
 
@@ -40,6 +55,8 @@ class MPICommunicator(Communicator):
     def __init__(self, MPI, timeout, witness):
         self._MPI, self._witness = MPI, witness
         self._mpi = MPI.COMM_WORLD.Dup()  # apart from the caller's own messages
+        # for second steps: works are completed, not begun, in one order on all ranks
+        self._second = self._mpi.Dup()
         node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
         node.Free()
@@ -64,15 +81,36 @@ class MPICommunicator(Communicator):
             return Work(
                 self, call, request, lambda: store(array, combine(list(arrays), op))
             )
-        total = host.astype(accumulator(host.dtype), copy=False)
-        request = self._mpi.Iallreduce(self._MPI.IN_PLACE, total)
+        if accumulator(host.dtype) != host.dtype:
+            return self._all_reduce_half(call, array, host, op)
+        request = self._mpi.Iallreduce(self._MPI.IN_PLACE, host)
 
         def finish():
             if op == "avg":
-                np.divide(total, self.size, out=total)
-            store(array, total)
+                np.divide(host, self.size, out=host)
+            store(array, host)
 
         return Work(self, call, request, finish)
+
+    def _all_reduce_half(self, call, array, host, op):
+        """Each rank sums a block in float32, and sends it to all: halves travel."""
+        part = -(-host.size // self.size)
+        sent = np.zeros(part * self.size, host.dtype)
+        sent[: host.size] = host.reshape(-1)
+        blocks = np.empty((self.size, part), host.dtype)
+        total = np.empty_like(sent)
+
+        def gather():
+            own = combine(list(blocks), op)
+            return self._second.Iallgather(as_bytes(own), as_bytes(total))
+
+        request = self._mpi.Ialltoall(as_bytes(sent), as_bytes(blocks))
+        return Work(
+            self,
+            call,
+            TwoSteps(request, gather),
+            lambda: store(array, total[: host.size]),
+        )
 
     def _broadcast(self, call, array, src):
         host = to_numpy(array)

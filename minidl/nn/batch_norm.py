@@ -80,7 +80,7 @@ class BatchNorm(RunningNorm):
             self.num_batches_tracked.data[...] += 1
             if momentum is None:
                 momentum = 1 / self.num_batches_tracked.item()
-        return F.batch_norm(
+        return self.batch_norm(
             input,
             self.running_mean,
             self.running_var,
@@ -90,6 +90,9 @@ class BatchNorm(RunningNorm):
             momentum or 0.0,
             self.eps,
         )
+
+    def batch_norm(self, *arguments):
+        return F.batch_norm(*arguments)
 
 
 class BatchNorm1d(BatchNorm):

@@ -111,9 +111,13 @@ class FlatStorage:
 
     Each begins at a multiple of 64 bytes; what lies between them is zero and stays
     zero, so that arithmetic on the whole buffer is arithmetic on all parameters.
+    It divides into `parts` equal parts that begin so. `sharded` storage belongs to
+    several ranks, each of which knows the gradients of its own parts alone.
     """
 
-    def __init__(self, parameters: list[Parameter]):
+    sharded = False
+
+    def __init__(self, parameters: list[Parameter], parts: int = 1):
         first = parameters[0]
         for p in parameters:
             if (p.dtype, p.device) != (first.dtype, first.device):
@@ -123,7 +127,8 @@ class FlatStorage:
                 )
         self.parameters = parameters
         self.unit = ALIGNMENT // first.dtype.itemsize
-        self.size = sum(self.room(p) for p in parameters)
+        step = self.unit * parts
+        self.size = -(-sum(self.room(p) for p in parameters) // step) * step
         self.data = self.zeros(first)
         self.grad = self.zeros(first)
         offset = 0

@@ -8,6 +8,7 @@ from minidl.optim.clip import clip_grad_norm_, clip_grad_value_
 from minidl.optim.optimizer import Optimizer
 from minidl.optim.scaler import GradScaler
 from minidl.optim.sgd import SGD
+from minidl.optim.sharded import ShardedAdam
 
 __all__ = [
     "SGD",
@@ -21,6 +22,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "ShardedAdam",
     "clip_grad_norm_",
     "clip_grad_value_",
     "lr_scheduler",

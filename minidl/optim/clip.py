@@ -7,13 +7,14 @@ import numpy as np
 from minidl.array.device import array_module, device_of, to_device
 from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
-from minidl.optim.flat import runs
+from minidl.optim.flat import runs, storage_of
 
+# zero stays zero, whatever the norm: between parameters it is never written again
 shrink = Kernel(
     "clip_norm",
     outputs="g",
     scalars="total limit",
-    body="g *= min(limit / (total + 0.000001), 1);",
+    body="g = where(g == 0, g, g * min(limit / (total + 0.000001), 1));",
 )
 clamp = Kernel(
     "clip_value", outputs="g", scalars="limit", body="g = max(min(g, limit), -limit);"
@@ -22,8 +23,19 @@ clamp = Kernel(
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list:
     """The gradients as arrays, one for neighbours in flat storage."""
-    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     return [run.grad for run in runs(parameters)]
+
+
+def whole_gradients(parameters: Tensor | Iterable[Tensor]) -> list:
+    """The gradients as arrays; RuntimeError where this rank knows only a share."""
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if any(getattr(storage_of(p), "sharded", False) for p in parameters):
+        raise RuntimeError(
+            "of these gradients every rank knows only a share: clip them with "
+            "ShardedAdam's clip_grad_norm_(max_norm)"
+        )
+    return gradients(parameters)
 
 
 def norm(array, order: float):
@@ -46,7 +58,7 @@ def clip_grad_norm_(
     The norm stays on the device. Raises RuntimeError, changing nothing, for a norm that
     is not finite, if `error_if_nonfinite`.
     """
-    found = gradients(parameters)
+    found = whole_gradients(parameters)
     order = float(norm_type)
     if not found:
         return Tensor(np.zeros((), np.float32))
@@ -67,5 +79,5 @@ def clip_grad_norm_(
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """g = min(max(g, -clip_value), clip_value)."""
-    for g in gradients(parameters):
+    for g in whole_gradients(parameters):
         clamp(out=g, limit=float(clip_value))

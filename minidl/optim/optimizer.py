@@ -45,6 +45,7 @@ class Optimizer:
     """
 
     counters: dict = {"step": 0}  # what a parameter's state counts besides its arrays
+    overflow: bool | None = None  # what all ranks know of gradients; None: look there
 
     def __init__(self, params, defaults: dict):
         if isinstance(params, Tensor):

@@ -93,8 +93,11 @@ class GradScaler:
             )
         for g in arrays:
             unscale(out=g, scale=to_device(self._scale, device_of(g)))
-            bad = ~array_module(g).isfinite(g).all()
-            found_inf += to_device(bad, device_of(found_inf))
+            if optimizer.overflow is None:
+                bad = ~array_module(g).isfinite(g).all()
+                found_inf += to_device(bad, device_of(found_inf))
+        if optimizer.overflow:
+            found_inf += 1
         self._found[optimizer] = [found_inf, False]
 
     def step(self, optimizer):

@@ -35,7 +35,7 @@ def load(optimizer, state_dict: dict) -> None:
     for group in merged:
         optimizer.check(group)
         for p in group["params"]:
-            check(optimizer, group, p, values.get(names[p], {}))
+            check(optimizer, group, names[p], p.shape, values.get(names[p], {}))
     for group, new, flats in zip(
         optimizer.param_groups, merged, optimizer.flat, strict=True
     ):
@@ -51,16 +51,15 @@ def load(optimizer, state_dict: dict) -> None:
                     value.data[...] = to_device(array_of(given[key]), p.device)
 
 
-def check(optimizer, group: dict, p: Tensor, given: dict) -> None:
-    """Raise ValueError unless `given` is a state of p under these settings."""
-    name = optimizer.names[p]
+def check(optimizer, group: dict, name: str, shape: tuple, given: dict) -> None:
+    """Raise ValueError unless `given` is a state of a parameter of this shape."""
     for key in (*optimizer.counters, *optimizer.kernel(group).outputs[1:]):
         if key not in given:
             raise ValueError(f"the state of {name!r} lacks {key!r}")
-        if key not in optimizer.counters and tuple(given[key].shape) != p.shape:
+        if key not in optimizer.counters and tuple(given[key].shape) != shape:
             raise ValueError(
                 f"the state {key!r} of {name!r} has shape {tuple(given[key].shape)}, "
-                f"expected {p.shape}"
+                f"expected {shape}"
             )
 
 

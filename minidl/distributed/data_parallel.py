@@ -1,0 +1,108 @@
+"""Data parallelism: every rank computes its share, then the gradients are added up."""
+
+from contextlib import contextmanager
+
+from minidl.autograd.tensor import Tensor
+from minidl.distributed.communicator import Communicator
+from minidl.distributed.compression import half_dtype
+from minidl.distributed.consistency import check_same_weights
+from minidl.distributed.exchange import BucketedExchange, NaiveExchange
+from minidl.distributed.launch import init
+from minidl.distributed.sharded import ShardedExchange
+from minidl.nn.module import Module
+
+
+class DataParallel:
+    """A model whose gradients are those of the global batch, on every rank.
+
+        model = distributed.DataParallel(model)
+        loss = F.cross_entropy(model(images), labels)
+        model.backward(loss)
+
+    `backward` stands in the place of `loss.backward()`: it needs the loss's count.
+    The model stays what it was, `module`, with its parameters' names. Arguments are
+    those of PyTorch's DistributedDataParallel where it has them; `communicator` is
+    that of `init()` unless given, `overlap=False` chooses the naive exchange.
+    `compression`, "float16" or "bfloat16", halves what is sent, and rounds it: to 11
+    or 8 binary digits. What is sent is the sum over a rank's samples, and float16
+    overflows at 65504: use it with a GradScaler, which then leaves out the step.
+
+    Raises DistributedError on every rank, here, if the ranks hold different weights.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        communicator: Communicator | None = None,
+        bucket_cap_mb: float = 25,
+        overlap: bool = True,
+        compression: str | None = None,
+    ):
+        half = half_dtype(compression)
+        self.module = module
+        self.communicator = init() if communicator is None else communicator
+        if self.communicator.size == 1:
+            half = None  # nothing is sent
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for p in trained:
+            if p.storage is not None:
+                p.storage.sharded = False  # whatever exchange it had before
+        self.bucket_cap_mb = bucket_cap_mb
+        self.exchange = (
+            BucketedExchange(trained, self.communicator, bucket_cap_mb, half)
+            if overlap
+            else NaiveExchange(trained, self.communicator, half)
+        )
+        self.count = 0.0
+        self.syncing = True
+        check_same_weights(module, self.communicator)
+
+    def __call__(self, *inputs, **options):
+        return self.module(*inputs, **options)
+
+    def __getattr__(self, name: str):
+        """What is not the exchange's is the model's: train, eval, state_dict, ..."""
+        if name == "module":  # not yet there, while this is being copied
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
+    def sharded(self) -> ShardedExchange:
+        """The exchange that a ShardedAdam puts in the place of this model's."""
+        parameters, half = self.exchange.parameters, self.exchange.half
+        return ShardedExchange(parameters, self.communicator, self.bucket_cap_mb, half)
+
+    def share(self, loss: Tensor) -> Tensor:
+        """What this rank differentiates: the sum behind a mean."""
+        if loss.total is None:
+            raise RuntimeError(
+                "this loss does not know how many terms it is the mean over, which its "
+                "gradient on several ranks depends on: use a loss of minidl with "
+                "reduction='mean', or the mean() of your terms, as the last operation"
+            )
+        self.count += float(loss.count)
+        return loss.total
+
+    def ready(self, parameter: Tensor) -> None:
+        """For `on_grad_ready` of Tensor.backward."""
+        if self.syncing:
+            self.exchange.ready(parameter)
+
+    def wait(self) -> None:
+        """Return when every gradient is that of the global batch."""
+        if self.syncing:
+            self.exchange.wait(self.count)
+            self.count = 0.0
+
+    def backward(self, loss: Tensor) -> None:
+        """loss.backward() on the global batch."""
+        self.share(loss).backward(on_grad_ready=self.ready)
+        self.wait()
+
+    @contextmanager
+    def no_sync(self):
+        """Accumulate gradients on each rank; the next backward outside sends all."""
+        self.syncing = False
+        try:
+            yield
+        finally:
+            self.syncing = True
