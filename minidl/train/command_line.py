@@ -74,7 +74,7 @@ def parser() -> Parser:
         type=number(float, 0, above=True),
         metavar="X",
         help="learning rate at the start; it falls to 0 along a cosine "
-        "(adam, adamw: 0.002, sgd: 0.05)",
+        "(adam, adamw: 0.002, for digits 0.004; sgd: 0.05)",
     )
     command.add_argument(
         "--weight-decay", type=number(float, 0), default=0.0, metavar="X"

@@ -30,7 +30,8 @@ from minidl.train.trainer import Trainer, evaluate
 EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 10}
 BATCH_SIZE = {"digits": 32, "mnist": 128, "fashion_mnist": 128}
 RESULTS = ("config.json", "metrics.jsonl", "model.safetensors", "curves.png")
-LR = {"adam": 2e-3, "adamw": 2e-3, "sgd": 0.05}
+ADAM_LR = {"digits": 4e-3, "mnist": 2e-3, "fashion_mnist": 2e-3}
+SGD_LR = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ class Settings:
         """With every default in its place."""
         return replace(
             self,
-            lr=LR[self.optimizer] if self.lr is None else self.lr,
+            lr=self.default_lr() if self.lr is None else self.lr,
             batch_size=self.batch_size or BATCH_SIZE[self.dataset],
             epochs=self.epochs or EPOCHS[self.dataset],
             out=self.out or f"runs/{self.dataset}-{self.model}",
         )
+
+    def default_lr(self) -> float:
+        return SGD_LR if self.optimizer == "sgd" else ADAM_LR[self.dataset]
 
 
 def build_model(name: str, shape: tuple[int, ...], classes: int) -> Module:
