@@ -12,8 +12,10 @@ from minidl.distributed.collectives import (
     get_backend,
     get_rank,
     get_world_size,
+    recv,
     reduce_scatter,
     reduce_scatter_tensor,
+    send,
 )
 from minidl.distributed.communicator import Alone, Communicator, Work
 from minidl.distributed.exchange import DataParallel
@@ -41,6 +43,8 @@ __all__ = [
     "init",
     "is_initialized",
     "launched",
+    "recv",
     "reduce_scatter",
     "reduce_scatter_tensor",
+    "send",
 ]

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from minidl.array.device import on_gpu, to_numpy
-from minidl.distributed.arrays import accumulator, combine, store
+from minidl.distributed.arrays import accumulator, check_message, combine, store
 from minidl.distributed.communicator import Communicator, Work
 from minidl.distributed.failing import exit_status, report
 from minidl.distributed.peers import Peers
@@ -40,6 +40,7 @@ class MPICommunicator(Communicator):
     def __init__(self, MPI, timeout, witness):
         self._MPI, self._witness = MPI, witness
         self._mpi = MPI.COMM_WORLD.Dup()  # apart from the caller's own messages
+        self._pairs = MPI.COMM_WORLD.Dup()  # messages between two ranks
         node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
         node.Free()
@@ -111,6 +112,25 @@ class MPICommunicator(Communicator):
             pickle.loads(together[end - length : end])
             for end, length in zip(ends, lengths, strict=True)
         ]
+
+    def _send_receive(self, outgoing, dst, incoming, src):
+        requests, statuses = [], [self._MPI.Status() for _ in range(2)]
+        if src is not None:
+            host = np.empty(incoming.shape, incoming.dtype)
+            requests.append(self._pairs.Irecv(as_bytes(host), src))
+        if dst is not None:
+            requests.append(self._pairs.Isend(as_bytes(to_numpy(outgoing)), dst))
+        ranks = [rank for rank in (src, dst) if rank is not None]
+        tests, ended = 0, None
+        while not self._MPI.Request.Testall(requests, statuses[: len(requests)]):
+            tests += 1
+            if tests % YIELD_EVERY == 0:
+                os.sched_yield()
+            if tests % LOOK_EVERY == 0:
+                ended = self._peers.look_for(ranks, ended)
+        if src is not None:
+            check_message(incoming, statuses[0].Get_count(self._MPI.BYTE), src)
+            store(incoming, host)
 
     def _arrived(self, work):
         if work._handle.Test():
