@@ -107,8 +107,14 @@ def test_the_fit_finds_the_line_it_was_made_from():
     alpha, beta = cost.fit(nbytes, (2e-6 + 5e-10 * nbytes) * noise)
     assert alpha == pytest.approx(2e-6, rel=0.05)
     assert beta == pytest.approx(5e-10, rel=0.05)
-    assert cost.fit([1, 2], [3.0, 1.0])[1] == 0  # a falling line is refused
-    assert cost.fit([1, 2], [1.0, 3.0])[0] == 0
+    for seconds in ([3.0, 2.0, 1.0], [1.0, 3.0, 9.0]):  # no line above 0 fits these
+        alpha, beta = cost.fit([1, 2, 3], seconds)
+        assert alpha > 0 and beta > 0
+        sizes = np.arange(1, 4)
+        error = np.square(np.log((alpha + beta * sizes) / seconds)).sum()
+        for a, b in ((1.01, 1), (0.99, 1), (1, 1.01), (1, 0.99)):
+            nearby = np.square(np.log((a * alpha + b * beta * sizes) / seconds)).sum()
+            assert nearby > error - 1e-9
 
 
 def test_steps_of_many_ranks():

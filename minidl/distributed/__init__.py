@@ -1,5 +1,6 @@
 """The room `distributed`: several ranks that work as one."""
 
+from minidl.distributed.agreement import Report, verify
 from minidl.distributed.collectives import (
     all_gather,
     all_gather_into_tensor,
@@ -27,6 +28,7 @@ __all__ = [
     "Alone",
     "Communicator",
     "DataParallel",
+    "Report",
     "Simulated",
     "Work",
     "all_gather",
@@ -47,4 +49,5 @@ __all__ = [
     "reduce_scatter",
     "reduce_scatter_tensor",
     "send",
+    "verify",
 ]

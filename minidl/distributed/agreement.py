@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import repeat
 
+import numpy as np
+
 from minidl.distributed.communicator import Alone, Communicator
 from minidl.distributed.diagnosis import Finding, diagnose
 from minidl.distributed.exchange import DataParallel
@@ -32,15 +34,15 @@ class Report:
         return self.finding.cause if self.finding else None
 
     def __str__(self) -> str:
-        ranks = f"{self.ranks} rank{'s' * (self.ranks > 1)}"
         if self.agrees:
             return (
-                f"{ranks} train as one: over {self.steps} steps, gradients and weights "
-                f"are the same within {self.difference:.1e}"
+                f"{self.ranks} ranks train as one: over {self.steps} steps, gradients "
+                f"and weights are the same within {self.difference:.1e} (relative)"
             )
-        return f"{ranks} do not train as one\n{self.finding}"
+        return f"{self.ranks} ranks do not train as one\n{self.finding}"
 
 
+@np.errstate(all="ignore")  # what is no number is told, below
 def compare(communicator: Communicator, trial: Trial) -> Report:
     """Walk on all ranks, and on rank 0 alone beside it, until they part."""
     lead = communicator.rank == 0

@@ -74,17 +74,20 @@ def best(size: int, nbytes: float, link: Link) -> float:
 
 
 def fit(nbytes, seconds) -> tuple[float, float]:
-    """(alpha, beta) of messages: the line that has the least relative errors.
+    """(alpha, beta) of messages: the line alpha + beta n that has the least errors.
 
-    min sum ((alpha + beta n_i) / t_i - 1)^2, neither below 0.
+    min sum log((alpha + beta n_i) / t_i)^2, so that a time that is twice too long and
+    one that is half too short weigh alike; by Gauss and Newton, in log alpha and log
+    beta, which keeps both above 0.
     """
     n, t = np.asarray(nbytes, float), np.asarray(seconds, float)
-    rows = np.stack([1 / t, n / t], axis=1)
-    (alpha, beta), *_ = np.linalg.lstsq(rows, np.ones(len(t)), rcond=None)
-    if alpha < 0:  # the best line through the origin
-        alpha, beta = 0.0, (n / t).sum() / ((n / t) ** 2).sum()
-    elif beta < 0:
-        alpha, beta = (1 / t).sum() / ((1 / t) ** 2).sum(), 0.0
+    terms = np.log([t[n.argmin()], t[n.argmax()] / n.max()])
+    for _ in range(50):
+        parts = np.stack([np.full(len(n), np.exp(terms[0])), np.exp(terms[1]) * n])
+        line = parts.sum(axis=0)
+        step, *_ = np.linalg.lstsq((parts / line).T, np.log(t / line), rcond=None)
+        terms += np.clip(step, -1, 1)
+    alpha, beta = np.exp(terms)
     return float(alpha), float(beta)
 
 

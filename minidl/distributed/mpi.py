@@ -116,7 +116,7 @@ class MPICommunicator(Communicator):
     def _send_receive(self, outgoing, dst, incoming, src):
         requests, statuses = [], [self._MPI.Status() for _ in range(2)]
         if src is not None:
-            host = np.empty(incoming.shape, incoming.dtype)
+            host = to_numpy(incoming)
             requests.append(self._pairs.Irecv(as_bytes(host), src))
         if dst is not None:
             requests.append(self._pairs.Isend(as_bytes(to_numpy(outgoing)), dst))

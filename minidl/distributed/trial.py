@@ -62,8 +62,12 @@ class Shares:
             **{"seed": trial.seed, **options},
         )
 
+    def indices(self):
+        """Of each batch of one epoch."""
+        return self.sampler.batches(self.batch_size)
+
     def __iter__(self):
-        for index in self.sampler.batches(self.batch_size):
+        for index in self.indices():
             yield self.inputs[index], self.labels[index]
         self.sampler.set_epoch(self.sampler.epoch + 1)
 
