@@ -9,11 +9,11 @@ from ranks import run_ranks
 
 import minidl as md
 import minidl.nn.functional as F
-from minidl import nn
+from minidl import nn, optim
 from minidl.array.errors import DistributedError, UsageError
 from minidl.data import DataLoader, Dataset, DistributedSampler
 from minidl.distributed import DataParallel, Simulated, causes, init, verify
-from minidl.distributed.faults import FAULTS
+from minidl.distributed.faults import FAULTS, MissingDivision
 from minidl.train.command_line import main
 
 SAMPLES, BATCH = 31, 8  # batches of 8, 8, 8 and an uneven 7
@@ -216,8 +216,31 @@ def test_what_cannot_be_verified():
         check(2, model=lambda: nn.Linear(6, 4 + init().rank))
     with pytest.raises(ValueError, match="gives no batch"):
         check(2, make_loader=lambda communicator: [])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        check(2, steps=0)
     with pytest.raises(UsageError, match="no fault is called 'x'; known: missing-d"):
         check(2, plant="x")
+
+
+def test_adam_would_hide_a_missing_division():
+    def run(communicator, kind):
+        md.manual_seed(0)
+        model = mlp()
+        parallel = kind(model, communicator)
+        optimizer = optim.Adam(model.parameters(), lr=1e-3)
+        share = slice(communicator.rank * 15, communicator.rank * 15 + 15)
+        for _ in range(5):
+            optimizer.zero_grad()
+            scores = parallel(md.tensor(INPUTS[share]))
+            parallel.backward(F.cross_entropy(scores, md.tensor(LABELS[share])))
+            optimizer.step()
+        return model[0].weight.numpy()
+
+    right, wrong = (
+        Simulated(2).run(run, kind)[0] for kind in (DataParallel, MissingDivision)
+    )
+    np.testing.assert_allclose(wrong, right, atol=1e-6)
+    assert check(2, plant="missing-division").difference > 0.99
 
 
 # The command ----------------------------------------------------------------------

@@ -95,7 +95,13 @@ def verify(
 
     `tolerance` is relative to a parameter's largest element (or to a thousandth of
     the model's). `plant` names one of `faults.FAULTS`, to see it caught.
+
+    The report has `agrees`, `cause` (one of those in `causes`, or None) and `finding`,
+    the first step and parameter that differ. Raises DistributedError where there is
+    nothing to compare: models of other shapes, or gradients that are no numbers.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps should be at least 1, got {steps}")
     trial = Trial(
         make_model,
         loss_fn,

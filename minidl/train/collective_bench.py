@@ -131,7 +131,7 @@ def describe(link: Link) -> str:
     gamma = f", gamma {1e9 * link.gamma:.3g} ns/byte" if link.gamma else ""
     return (
         f"alpha {1e6 * link.alpha:.3g} us, beta {1e9 * link.beta:.3g} ns/byte "
-        f"({1e-9 / link.beta if link.beta else float('inf'):.3g} GB/s){gamma}"
+        f"({1e-9 / link.beta:.3g} GB/s){gamma}"
     )
 
 
