@@ -143,6 +143,27 @@ def test_messages_come_in_order_and_of_the_length_that_is_expected():
     assert Simulated(2).run(run)[1] == [0, 1, 2, 3, 4, 5]
 
 
+def print_refusals(communicator):
+    """What a rank of the MPI test runs: messages of wrong lengths."""
+    for length in (2, 4, 100_000):
+        if communicator.rank == 0:
+            communicator.send(np.arange(length), 1)
+            continue
+        with pytest.raises(RuntimeError) as refusal:
+            communicator.recv(np.empty(3, int), 0)
+        print(refusal.value)
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_messages_of_wrong_lengths_under_mpi():
+    run = run_ranks(2, print_refusals)
+    assert run.returncode == 0, run.stderr
+    short, *long = run.stdout.splitlines()
+    assert "sent 16 bytes" in short and len(long) == 2
+    assert all("sent more bytes than the 24 of the array" in line for line in long)
+
+
 def test_a_message_that_never_comes_is_told():
     def run(communicator):
         if communicator.rank == 1:

@@ -120,17 +120,30 @@ class MPICommunicator(Communicator):
             requests.append(self._pairs.Irecv(as_bytes(host), src))
         if dst is not None:
             requests.append(self._pairs.Isend(as_bytes(to_numpy(outgoing)), dst))
-        ranks = [rank for rank in (src, dst) if rank is not None]
+        try:
+            self._trade(requests, statuses, [r for r in (src, dst) if r is not None])
+        except self._MPI.Exception as error:
+            if self._MPI.Get_error_class(statuses[0].Get_error()) == (
+                self._MPI.ERR_TRUNCATE
+            ):
+                raise RuntimeError(
+                    f"rank {src} has sent more bytes than the {incoming.nbytes} of the "
+                    "array that should receive them"
+                ) from error
+            raise
+        if src is not None:
+            check_message(incoming, statuses[0].Get_count(self._MPI.BYTE), src)
+            store(incoming, host)
+
+    def _trade(self, requests, statuses, ranks):
+        """Wait for messages from and to `ranks`."""
         tests, ended = 0, None
         while not self._MPI.Request.Testall(requests, statuses[: len(requests)]):
             tests += 1
             if tests % YIELD_EVERY == 0:
-                os.sched_yield()
+                os.sched_yield()  # there may be more ranks than cores
             if tests % LOOK_EVERY == 0:
                 ended = self._peers.look_for(ranks, ended)
-        if src is not None:
-            check_message(incoming, statuses[0].Get_count(self._MPI.BYTE), src)
-            store(incoming, host)
 
     def _arrived(self, work):
         if work._handle.Test():
