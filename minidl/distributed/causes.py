@@ -26,6 +26,7 @@ LOST_RANK = "forgotten rank"
 BATCH_NORM = "batch norm"
 COUPLED = "samples that depend on each other"
 RANDOM = "random layers"
+ROUNDING = "rounding"
 UPDATE = "changed weights"
 UNKNOWN = "unknown"
 
@@ -71,6 +72,7 @@ class Gradients:
             k: sum(step.own[k] for step in everyone) / self.total for k in names
         }
         found = distances(self.truth, [step.gradients for step in everyone])
+        self.worst = max(d.size for d in found)
         self.wrong = [d.parameter for d in beyond(found, tolerance)]
         every = len(self.wrong) == len(names) > 1
         self.which = "every parameter" if every else listed(self.wrong)
@@ -85,6 +87,7 @@ class Gradients:
             self.skipped,
             self.lost_rank,
             self.random,
+            self.rounding,
         )
         for reason in reasons:
             if (found := reason()) is not None:
@@ -170,4 +173,11 @@ class Gradients:
             return RANDOM, (
                 "the same samples give another gradient each time: layers such as "
                 "dropout draw differently on each rank; verify without them"
+            )
+
+    def rounding(self):
+        if self.worst < 1e-2:
+            return ROUNDING, (
+                f"the gradient of {self.which} is right within {self.worst:.1e}; if it "
+                "is sent in a lower precision, verify with a larger tolerance"
             )
