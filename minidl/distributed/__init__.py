@@ -1,6 +1,7 @@
 """The room `distributed`: several ranks that work as one."""
 
 from minidl.distributed import functional
+from minidl.distributed.agreement import Report, verify
 from minidl.distributed.collectives import (
     all_gather,
     all_gather_into_tensor,
@@ -13,8 +14,10 @@ from minidl.distributed.collectives import (
     get_backend,
     get_rank,
     get_world_size,
+    recv,
     reduce_scatter,
     reduce_scatter_tensor,
+    send,
 )
 from minidl.distributed.communicator import Alone, Communicator, Work
 from minidl.distributed.data_parallel import DataParallel
@@ -27,6 +30,7 @@ __all__ = [
     "Alone",
     "Communicator",
     "DataParallel",
+    "Report",
     "Simulated",
     "SyncBatchNorm",
     "Work",
@@ -45,6 +49,9 @@ __all__ = [
     "init",
     "is_initialized",
     "launched",
+    "recv",
     "reduce_scatter",
     "reduce_scatter_tensor",
+    "send",
+    "verify",
 ]

@@ -83,6 +83,15 @@ def check_blocks(name, whole, part, size):
         )
 
 
+def check_message(array, nbytes, src):
+    """Refuse a message of another length than the array that it is to fill."""
+    if nbytes != array.nbytes:
+        raise RuntimeError(
+            f"rank {src} has sent {nbytes} bytes, and the array that should receive "
+            f"them has {array.nbytes}"
+        )
+
+
 def store(array, values):
     """Write host `values` into `array`, rounding to its dtype."""
     if array is values:

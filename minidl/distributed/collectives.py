@@ -1,7 +1,7 @@
 """The collectives as functions of the process's communicator (`init()`'s).
 
 The names are torch.distributed's. They act on arrays, not tensors, and differ where
-a communicator does: `all_reduce` and `broadcast` return the array, and
+a communicator does: `all_reduce`, `broadcast` and `recv` return the array, and
 `all_gather_object` returns the list.
 """
 
@@ -45,6 +45,16 @@ def all_gather(output, input, async_op: bool = False):
 
 reduce_scatter_tensor = reduce_scatter
 all_gather_into_tensor = all_gather
+
+
+def send(array, dst: int) -> None:
+    """See `Communicator.send`."""
+    init().send(array, dst)
+
+
+def recv(array, src: int):
+    """See `Communicator.recv`."""
+    return init().recv(array, src)
 
 
 def barrier() -> None:

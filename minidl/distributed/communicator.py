@@ -128,6 +128,30 @@ class Communicator:
         work.wait()
         return output
 
+    def send(self, array, dst: int) -> None:
+        """Give `array` to rank `dst`, which calls `recv`; may wait until it has."""
+        self.send_receive(array, dst, None, None)
+
+    def recv(self, array, src: int):
+        """Fill `array` with what rank `src` sends to this one; the array."""
+        return self.send_receive(None, None, array, src)
+
+    def send_receive(self, outgoing, dst: int | None, incoming, src: int | None):
+        """Send to one rank while receiving from another; `incoming`.
+
+        Messages between two ranks arrive in order. Where `dst` or `src` is None,
+        that half does not take place.
+        """
+        self._call("send_receive")  # refuses a closed communicator
+        for name, array, rank in (("send", outgoing, dst), ("recv", incoming, src)):
+            if rank is not None:
+                self._check_rank(name, rank)
+                check(name, array)
+        if src is not None:
+            check_writable("recv", incoming)
+        self._send_receive(outgoing, dst, incoming, src)
+        return incoming
+
     def barrier(self) -> None:
         """Return when every rank has called it."""
         self._barrier(self._call("barrier")).wait()
@@ -178,7 +202,8 @@ class Communicator:
 
     def _check_rank(self, name, src):
         if not 0 <= src < self.size:
-            raise ValueError(f"{name} from rank {src}, of ranks 0 to {self.size - 1}")
+            way = "to" if name == "send" else "from"
+            raise ValueError(f"{name} {way} rank {src}, of ranks 0 to {self.size - 1}")
 
     def _complete_first(self):
         work = self._outstanding.popleft()
@@ -213,3 +238,8 @@ class Alone(Communicator):
 
     def _all_gather_object(self, call, obj):
         return [obj]
+
+    def _send_receive(self, outgoing, dst, incoming, src):
+        if dst is None or src is None:
+            raise RuntimeError("a lone rank has no other to send to or receive from")
+        incoming[...] = outgoing.reshape(incoming.shape)

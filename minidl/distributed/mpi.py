@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from minidl.array.device import on_gpu, to_numpy
-from minidl.distributed.arrays import accumulator, combine, store
+from minidl.distributed.arrays import accumulator, check_message, combine, store
 from minidl.distributed.communicator import Communicator, Work
 from minidl.distributed.failing import exit_status, report
 from minidl.distributed.peers import Peers
@@ -57,6 +57,7 @@ class MPICommunicator(Communicator):
         self._mpi = MPI.COMM_WORLD.Dup()  # apart from the caller's own messages
         # for second steps: works are completed, not begun, in one order on all ranks
         self._second = self._mpi.Dup()
+        self._pairs = MPI.COMM_WORLD.Dup()  # messages between two ranks
         node = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(self._mpi.rank, self._mpi.size, node.rank, node.size)
         node.Free()
@@ -149,6 +150,38 @@ class MPICommunicator(Communicator):
             pickle.loads(together[end - length : end])
             for end, length in zip(ends, lengths, strict=True)
         ]
+
+    def _send_receive(self, outgoing, dst, incoming, src):
+        requests, statuses = [], [self._MPI.Status() for _ in range(2)]
+        if src is not None:
+            host = to_numpy(incoming)
+            requests.append(self._pairs.Irecv(as_bytes(host), src))
+        if dst is not None:
+            requests.append(self._pairs.Isend(as_bytes(to_numpy(outgoing)), dst))
+        try:
+            self._trade(requests, statuses, [r for r in (src, dst) if r is not None])
+        except self._MPI.Exception as error:
+            if self._MPI.Get_error_class(statuses[0].Get_error()) == (
+                self._MPI.ERR_TRUNCATE
+            ):
+                raise RuntimeError(
+                    f"rank {src} has sent more bytes than the {incoming.nbytes} of the "
+                    "array that should receive them"
+                ) from error
+            raise
+        if src is not None:
+            check_message(incoming, statuses[0].Get_count(self._MPI.BYTE), src)
+            store(incoming, host)
+
+    def _trade(self, requests, statuses, ranks):
+        """Wait for messages from and to `ranks`."""
+        tests, ended = 0, None
+        while not self._MPI.Request.Testall(requests, statuses[: len(requests)]):
+            tests += 1
+            if tests % YIELD_EVERY == 0:
+                os.sched_yield()  # there may be more ranks than cores
+            if tests % LOOK_EVERY == 0:
+                ended = self._peers.look_for(ranks, ended)
 
     def _arrived(self, work):
         if work._handle.Test():

@@ -77,6 +77,21 @@ class Peers:
             _, step, what = self._steps.pop(0)
             step(*what)
 
+    def look_for(self, ranks, before):
+        """The first of `ranks`, with which this one trades, to have ended.
+
+        Raises when it is `before`, the answer of the last look: what it sent before
+        it ended has had its time to come.
+        """
+        self._listen()
+        ended = [rank for rank in ranks if self._told.get(rank, (False,))[0]]
+        if ended and ended[0] == before:
+            raise RuntimeError(
+                f"{self._name(before)} has ended without sending or receiving what "
+                f"rank {self._mpi.rank} waits for"
+            )
+        return ended[0] if ended else None
+
     def _tell_where(self, number, call):
         self._tell(False, number, str(call))
 

@@ -2,9 +2,10 @@
 
 import pickle
 import threading
+from collections import deque
 from contextvars import copy_context
 
-from minidl.distributed.arrays import combine
+from minidl.distributed.arrays import check_message, combine
 from minidl.distributed.communicator import Communicator, Work, simulated
 
 
@@ -30,6 +31,7 @@ class Meeting:
         self.size = size
         self.changed = threading.Condition()
         self.rounds = {}
+        self.mail = {}  # (from, to) -> arrays on their way
         self.left = set()  # ranks whose function has returned
         self.failed = None  # why the others are released
 
@@ -65,6 +67,28 @@ class Meeting:
         with self.changed:
             while not self.arrived(round, rank):
                 self.changed.wait()
+
+    def post(self, src, dst, array):
+        """Send: never blocks."""
+        with self.changed:
+            self.mail.setdefault((src, dst), deque()).append(array)
+            self.changed.notify_all()
+
+    def collect(self, src, dst):
+        """Receive: block until there is something; an error when there never will."""
+        with self.changed:
+            while not self.mail.get((src, dst)):
+                if src in self.left:
+                    raise RuntimeError(
+                        f"rank {src} has returned without sending what rank {dst} "
+                        "waits for"
+                    )
+                if self.failed:
+                    raise Released(
+                        f"in recv from rank {src}, rank {dst}: {self.failed}"
+                    )
+                self.changed.wait()
+            return self.mail[src, dst].popleft()
 
     def leave(self, rank):
         """Note that a rank has returned, and wake those who wait for it."""
@@ -143,6 +167,14 @@ class SimulatedRank(Communicator):
 
     def _barrier(self, call):
         return self._begin(call, None, list, lambda result: None)
+
+    def _send_receive(self, outgoing, dst, incoming, src):
+        if dst is not None:
+            self._meeting.post(self.rank, dst, outgoing.copy())
+        if src is not None:
+            arrived = self._meeting.collect(src, self.rank)
+            check_message(incoming, arrived.nbytes, src)
+            incoming[...] = arrived.reshape(incoming.shape)
 
     def _all_gather_object(self, call, obj):
         pickles = []  # pickled, so that ranks share no objects, as between processes
