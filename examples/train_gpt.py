@@ -12,13 +12,8 @@ Tyger Tyger, burning bright,
 In the forests of the night;
 What immortal hand or eye,
 Could frame thy fearful symmetry?
-
-In what distant deeps or skies,
-Burnt the fire of thine eyes?
-On what wings dare he aspire?
-What the hand, dare seize the fire?
 """
-BLOCK, BATCH, STEPS = 32, 16, 300
+BLOCK, BATCH, STEPS = 32, 16, 250
 
 letters = sorted(set(TEXT))
 tokens = np.array([letters.index(c) for c in TEXT])
@@ -42,6 +37,7 @@ for step in range(1, STEPS + 1):
     if step % 50 == 0:
         print(f"step {step:3d}  loss {loss.item():.3f}")
 
-start = md.tensor(tokens[None, : len("The Tyger\n")])
-written = model.generate(start, 150, temperature=0.5)
+title = "The Tyger\n"
+start = md.tensor(tokens[None, : len(title)])
+written = model.generate(start, len(TEXT) - len(title), temperature=0.5)
 print("".join(letters[i] for i in written.tolist()[0]))
