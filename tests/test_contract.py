@@ -90,8 +90,8 @@ LEFT_OUT = """
 DIFFERENT = {
     ".einsum": "operands of the sublist form are not told apart by the signature",
     ".from_dlpack": "device and copy: use .to() and .clone()",
-    ".max": "another tensor to compare with goes by position",
-    ".min": "another tensor to compare with goes by position",
+    ".max": "other has the place of dim, as in PyTorch's two forms",
+    ".min": "other has the place of dim, as in PyTorch's two forms",
     ".tensor": "PyTorch's signature is not to be had",
     ".var": "unbiased may come first, as in PyTorch's two forms",
     ".std": "unbiased may come first, as in PyTorch's two forms",
