@@ -128,6 +128,7 @@ def test_what_else_is_public():
     assert hasattr(optim, "GradScaler") and hasattr(optim.Optimizer, "trace")
 
 
+@pytest.mark.slow  # PyTorch
 def test_method_forms_of_functions():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     names = [name for name in FUNCTIONS if hasattr(torch.Tensor, name)]

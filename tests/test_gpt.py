@@ -136,6 +136,7 @@ def test_what_it_refuses():
         small()(tokens(1, 9))
 
 
+@pytest.mark.slow  # PyTorch
 @pytest.mark.parametrize("bias", [True, False])
 def test_agrees_with_pytorch(bias):
     torch = pytest.importorskip("torch")

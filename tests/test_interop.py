@@ -12,6 +12,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 from safetensors import numpy as ours  # noqa: E402 - after the checks for both
 from safetensors import torch as theirs  # noqa: E402
 
+pytestmark = pytest.mark.slow  # PyTorch
 TYPES = ["float32", "float64", "float16", "bfloat16"]
 
 
