@@ -194,7 +194,8 @@ def topk(
         raise RuntimeError(f"topk: k is {k}, and dim {dim} has {size} elements")
     if not input.ndim:
         return whole(input)
-    index = order(input, dim, largest)[(slice(None),) * dim + (slice(k),)]
+    found = order(input, dim, largest)[(slice(None),) * dim + (slice(k),)]
+    index = found.copy()  # a view would keep them all
     return Ordered(Select.apply(input, index, dim), Tensor(index))
 
 
