@@ -9,7 +9,11 @@ import pytest
 from ranks import ROOT, run_job, run_ranks
 
 EXAMPLES = ROOT / "examples"
-FIRST = ("adam_by_hand.py", "train_cnn.py", "train_cnn_mpi.py")
+FIRST = ("adam_by_hand.py", "train_cnn.py", "train_cnn_mpi.py", "train_gpt.py")
+
+
+def source(name: str) -> str:
+    return (EXAMPLES / name).read_text()
 
 
 @cache
@@ -39,7 +43,7 @@ def same(printed: str, other: str) -> bool:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_at_most_50_lines(name):
-    assert len((EXAMPLES / name).read_text().splitlines()) <= 50
+    assert len(source(name).splitlines()) <= 50
 
 
 def test_every_example_is_tested():
@@ -76,10 +80,19 @@ def test_train_cnn_mpi_alone():
     assert same(alone("train_cnn_mpi.py"), alone("train_cnn.py"))
 
 
+@pytest.mark.slow
+def test_train_gpt():
+    text = re.search('"""(The Tyger.*?)"""', source("train_gpt.py"), re.DOTALL)[1]
+    report, title, poem = alone("train_gpt.py").partition("The Tyger\n")
+    losses = [float(x) for x in re.findall(r"^step +\d+  loss (\S+)$", report, re.M)]
+    assert len(losses) == 5 and losses[-1] < 0.15 < losses[0] / 3
+    # drawn at random: on another processor a letter may be another one
+    assert difflib.SequenceMatcher(None, title + poem, text).ratio() > 0.9
+
+
 def test_few_lines_make_it_parallel():
     one, many = (
-        (EXAMPLES / name).read_text().splitlines()
-        for name in ("train_cnn.py", "train_cnn_mpi.py")
+        source(name).splitlines() for name in ("train_cnn.py", "train_cnn_mpi.py")
     )
     changes = [x[0] for x in difflib.ndiff(one, many) if x[0] in "+-"]
     assert changes.count("-") <= 7

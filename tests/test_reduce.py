@@ -173,6 +173,8 @@ def test_equals_share_the_gradient_of_amax_and_one_gets_that_of_max():
 def test_max_of_two_is_maximum():
     a, b = md.tensor([1.0, 4.0]), md.tensor([3.0, 2.0])
     assert md.max(a, b).tolist() == [3, 4] and md.min(a, b).tolist() == [1, 2]
+    assert md.max(a, other=b).tolist() == [3, 4]
+    assert a.min(other=b).tolist() == [1, 2]
 
 
 def test_not_a_number_is_the_largest():

@@ -47,6 +47,7 @@ from minidl.nn.convolution import (
     ConvTranspose3d,
 )
 from minidl.nn.embedding import Embedding
+from minidl.nn.gpt import GPT
 from minidl.nn.layers import Linear
 from minidl.nn.loss import (
     BCELoss,
@@ -121,6 +122,7 @@ __all__ = [
     "Fold",
     "GELU",
     "GLU",
+    "GPT",
     "GaussianNLLLoss",
     "GroupNorm",
     "Hardsigmoid",

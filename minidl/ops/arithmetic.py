@@ -41,14 +41,13 @@ class Div(Op):
     """y = a / b"""
 
     def forward(self, a, b):
-        y = a / b
-        self.save_for_backward(b, None if self.edges[1] is None else y)
-        return y
+        self.save_for_backward(None if self.edges[1] is None else a, b)
+        return a / b
 
     def backward(self, g):
-        b, y = self.saved_tensors
+        a, b = self.saved_tensors
         ga = Div.apply(g, b)
-        return ga, None if y is None else negative(ga * y)
+        return ga, None if a is None else negative(ga * Div.apply(a, b))
 
 
 class Pow(Op):

@@ -93,21 +93,25 @@ def extreme(name: str, input: Tensor, dim, keepdim: bool) -> Tensor:
     return Extreme.apply(input, dims, keepdim, name)
 
 
-def max(input: Tensor, dim=None, keepdim: bool = False) -> Tensor | Ordered:
+def max(
+    input: Tensor, dim=None, keepdim: bool = False, *, other: Tensor | None = None
+) -> Tensor | Ordered:
     """The largest element; or (values, indices) of the largest along dim, of equals
     the first, which alone gets the gradient; or max(input, other), the larger one of
     two tensors, element by element."""
-    if isinstance(dim, Tensor):
-        return maximum(input, dim)
+    if isinstance(dim, Tensor) or other is not None:
+        return maximum(input, dim if other is None else other)
     return amax(input) if dim is None else first("max", input, dim, keepdim)
 
 
-def min(input: Tensor, dim=None, keepdim: bool = False) -> Tensor | Ordered:
+def min(
+    input: Tensor, dim=None, keepdim: bool = False, *, other: Tensor | None = None
+) -> Tensor | Ordered:
     """The smallest element; or (values, indices) of the smallest along dim, of equals
     the first, which alone gets the gradient; or min(input, other), the smaller one of
     two tensors, element by element."""
-    if isinstance(dim, Tensor):
-        return minimum(input, dim)
+    if isinstance(dim, Tensor) or other is not None:
+        return minimum(input, dim if other is None else other)
     return amin(input) if dim is None else first("min", input, dim, keepdim)
 
 
@@ -190,7 +194,8 @@ def topk(
         raise RuntimeError(f"topk: k is {k}, and dim {dim} has {size} elements")
     if not input.ndim:
         return whole(input)
-    index = order(input, dim, largest)[(slice(None),) * dim + (slice(k),)]
+    found = order(input, dim, largest)[(slice(None),) * dim + (slice(k),)]
+    index = found.copy()  # a view would keep them all
     return Ordered(Select.apply(input, index, dim), Tensor(index))
 
 
