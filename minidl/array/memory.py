@@ -14,8 +14,13 @@ def keep_freed() -> bool:
     for the same memory again. 32 MiB is the most that may be kept an array; what is
     free at the end of the heap is given back from 1 GiB on.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is None:
         return False
     kept = mallopt(_MMAP_THRESHOLD, 32 << 20)
     return bool(kept and mallopt(_TRIM_THRESHOLD, 1 << 30))
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # kept: one that is dropped is left to the collector

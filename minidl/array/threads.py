@@ -108,11 +108,16 @@ def blas_threads(number: int) -> bool:
     """
     if openblas() is None:
         return False
+    _blas_setter()(number)
+    return True
+
+
+@cache
+def _blas_setter() -> Callable[[int], None]:
     library, prefix, suffix = openblas()
     setter = library[f"{prefix}_set_num_threads{suffix}"]
     setter.argtypes, setter.restype = [ctypes.c_int], None
-    setter(number)
-    return True
+    return setter
 
 
 def claim_blas() -> None:
