@@ -119,6 +119,10 @@ def test_to():
     x.double().sum().backward()
     assert x.grad.dtype == "float32" and x.grad.tolist() == [1, 1]
     check_gradients(lambda x: x.to("cpu", copy=True), np.ones(3))
+    leaf = md.ones(3, requires_grad=True)
+    for y in (leaf.long(), leaf.bool(), leaf.to(md.int32), leaf.sum(dtype=md.int64)):
+        assert not y.requires_grad and y.is_leaf
+    assert leaf.double().requires_grad
     for wrong in ("S3", "complex64"):
         with pytest.raises(TypeError, match="real numbers"):
             x.to(np.dtype(wrong))

@@ -22,8 +22,15 @@ def as_tensor(x, like: Tensor | None = None) -> Tensor:
 
 
 def cast(x: Tensor, dtype) -> Tensor:
-    """x in the given number type; x itself where it has it."""
-    return x if x.data.dtype == dtype else Cast.apply(x, dtype)
+    """x in the given number type; x itself where it has it.
+
+    No gradient passes through whole numbers.
+    """
+    if x.data.dtype == dtype:
+        return x
+    if not is_floating_point(np.dtype(dtype)):
+        return Tensor(x.data.astype(dtype))
+    return Cast.apply(x, dtype)
 
 
 def floating(x: Tensor) -> Tensor:
