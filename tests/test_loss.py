@@ -274,6 +274,23 @@ def test_labels_that_do_not_fit(target, error, sentence):
             function(md.tensor(rng.standard_normal((2, 3))), md.tensor(target))
 
 
+def test_labels_and_scores_may_be_arrays_and_lists():
+    x, labels = rng.standard_normal((3, 4)), [2, 0, 3]
+    for function in (F.cross_entropy, F.nll_loss):
+        expected = function(md.tensor(x), md.tensor(labels)).item()
+        for target in (labels, np.array(labels, np.uint8)):
+            assert function(md.tensor(x), target).item() == expected
+            assert function(x, target).item() == expected
+        with pytest.raises(TypeError, match="expected a Tensor or numbers, got str"):
+            function(md.tensor(x), "203")
+
+
+def test_scores_that_are_whole_numbers():
+    for function in (F.cross_entropy, F.nll_loss):
+        with pytest.raises(RuntimeError, match="floating-point numbers, got int64"):
+            function(md.tensor([[1, 2]]), md.tensor([0]))
+
+
 def test_weights_and_settings_that_do_not_fit():
     x, t = md.tensor(rng.standard_normal((2, 3))), md.tensor([0, 1])
     with pytest.raises(RuntimeError, match="each of the 3 classes"):

@@ -10,6 +10,7 @@ from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.index import Gather
 from minidl.ops.loss import older, reduced
+from minidl.ops.operands import as_tensor
 from minidl.ops.softmax import log_softmax, widened
 
 
@@ -90,7 +91,7 @@ def cross_entropy(
             f"cross_entropy: label_smoothing is a share, got {label_smoothing}"
         )
     reduction = older(size_average, reduce, reduction)
-    check_classes("cross_entropy", input, weight)
+    input, target = scores_and_target("cross_entropy", input, target, weight)
     if target.shape == input.shape and is_floating_point(target.dtype):
         return of_probabilities(input, target, weight, reduction, label_smoothing)
     labels = target, weight, ignore_index
@@ -145,7 +146,7 @@ def nll_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """-weight[t] input[t], for logarithms of probabilities; see cross_entropy."""
-    check_classes("nll_loss", input, weight)
+    input, target = scores_and_target("nll_loss", input, target, weight)
     terms, count = of_labels(
         "nll_loss", minus_picked, input, target, weight, ignore_index
     )
@@ -187,7 +188,14 @@ def counted(count):
     return Tensor(count) if on_gpu(count) else count.item()
 
 
-def check_classes(name: str, input: Tensor, weight: Tensor | None) -> None:
+def scores_and_target(name: str, input, target, weight) -> tuple[Tensor, Tensor]:
+    """Both as Tensors, since arrays and lists are welcome too; checks the classes."""
+    input = as_tensor(input)
+    target = as_tensor(target, input)
+    if not is_floating_point(input.dtype):
+        raise RuntimeError(
+            f"{name}: scores must be floating-point numbers, got {input.dtype}"
+        )
     if not input.ndim:
         raise ValueError(
             f"{name}: expected scores (C), (N, C) or (N, C, *), got a number"
@@ -198,6 +206,7 @@ def check_classes(name: str, input: Tensor, weight: Tensor | None) -> None:
             f"{name}: weight must hold one number for each of the {classes} classes, "
             f"got shape {tuple(weight.shape)}"
         )
+    return input, target
 
 
 def check_labels(name: str, input: Tensor, target: Tensor, ignore_index: int):
