@@ -474,6 +474,12 @@ def test_backward_refuses_with_a_sentence():
     assert x.grad is None
 
 
+@pytest.mark.parametrize("data", ["a", [1.0, 2.0], None, Tensor(np.ones(2))])
+def test_a_tensor_wraps_an_array_and_nothing_else(data):
+    with pytest.raises(TypeError, match=f"got {type(data).__name__}: tensor"):
+        Tensor(data)
+
+
 # --- Memory ---------------------------------------------------------------------------
 
 

@@ -34,8 +34,7 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __init__(self, data, requires_grad=False, creator=None, output_index=0):
-        # NumPy's arithmetic turns 0-d arrays into scalars; a Tensor holds an array
-        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data = data if type(data) is np.ndarray else as_array(data)
         self.requires_grad = requires_grad
         self.creator = creator
         self.output_index = output_index
@@ -219,3 +218,15 @@ class Tensor:
     def detach(self) -> "Tensor":
         """The same array, cut off from the graph."""
         return Tensor(self.data)
+
+
+def as_array(data):
+    """An array as it is; NumPy's arithmetic turns 0-d arrays into scalars."""
+    if isinstance(data, np.generic):
+        return np.asarray(data)
+    if isinstance(data, Tensor) or not hasattr(data, "dtype"):
+        raise TypeError(
+            f"Tensor(...) wraps an array of NumPy or CuPy, got {type(data).__name__}: "
+            "tensor(...) makes one of numbers and lists"
+        )
+    return data
