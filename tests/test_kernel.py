@@ -495,6 +495,15 @@ class TestCache:
         assert "can be written by other users" in said
         assert not list(tmp_path.iterdir())
 
+    def test_a_user_without_a_home(self, tmp_path, monkeypatch):
+        for name in ("MINIDL_CACHE_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+        monkeypatch.chdir(tmp_path)
+        with pytest.warns(RuntimeWarning, match="there is no home directory"):
+            folder = compiler.cache_directory.__wrapped__()
+        assert folder.is_dir() and not list(tmp_path.iterdir())
+
     def test_a_new_directory_is_the_users_own(self, tmp_path):
         folder = tmp_path / "new" / "cache"
         run_python(AXPY_IN_PYTHON, MINIDL_CACHE_DIR=str(folder))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from errno import ENOENT
 from functools import cache
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(os.environ.get("MINIDL_CACHE_DIR") or os.path.join(base, "minidl"))
     try:
+        if path.parts[:1] == ("~",):  # this user has no home
+            raise FileNotFoundError(ENOENT, "there is no home directory")
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
