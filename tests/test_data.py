@@ -122,6 +122,15 @@ def test_a_directory_is_not_a_file(tmp_path):
         read_idx(tmp_path)
 
 
+def test_a_directory_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # root is never refused
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be read: Permission"):
+        load("mnist", tmp_path)
+
+
 @given(st.binary(max_size=80), st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, content, header):
@@ -401,6 +410,10 @@ def test_the_cache_directory(monkeypatch):
     monkeypatch.delenv("MINIDL_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert downloads.cache_directory() == Path("/x/minidl/datasets")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(DataError, match="no home directory .*MINIDL_DATA_DIR"):
+        load("mnist")
 
 
 # --- Standardize -------------------------------------------------------------

@@ -97,7 +97,12 @@ def load(name: str, directory: str | Path | None = None) -> tuple[Dataset, Datas
         cache = download(name)
         paths = {stem: cache / f"{stem}.gz" for stem in sum(FILES.values(), ())}
     else:
-        paths = _find(name, Path(directory))
+        try:
+            paths = _find(name, Path(directory))
+        except OSError as error:  # no permission to look, for one
+            raise DataError(
+                f"the data directory {directory} cannot be read: {error.strerror}"
+            ) from None
     train = _read_pair(name, *(paths[stem] for stem in FILES["train"]))
     test = _read_pair(name, *(paths[stem] for stem in FILES["test"]))
     if train.images.shape[1:] != test.images.shape[1:]:

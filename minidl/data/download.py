@@ -51,7 +51,12 @@ def cache_directory() -> Path:
     """`MINIDL_DATA_DIR`, or `minidl/datasets` in the user's cache directory."""
     if os.environ.get("MINIDL_DATA_DIR"):
         return Path(os.environ["MINIDL_DATA_DIR"])
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):
+        raise DataError(
+            "there is no home directory to keep data sets in: set MINIDL_DATA_DIR to "
+            "a directory"
+        )
     return Path(cache) / "minidl" / "datasets"
 
 
