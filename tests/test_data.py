@@ -228,6 +228,10 @@ def test_bad_datasets_get_one_sentence(tmp_path):
 
 def test_bad_arrays_get_one_sentence():
     images = np.zeros((4, 1, 2, 2), np.uint8)
+    with pytest.raises(TypeError, match="labels are arrays, got list"):
+        Dataset(images, [0, 1, 2, 3])
+    with pytest.raises(TypeError, match="batches of a Dataset.* got ndarray"):
+        DataLoader(images, 2)
     with pytest.raises(DataError, match="do not go with 3 labels"):
         Dataset(images, np.zeros(3, np.int64))
     with pytest.raises(DataError, match="integers of shape"):

@@ -48,6 +48,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for part in (images, labels):
+            if not hasattr(part, "dtype"):
+                raise TypeError(
+                    f"{self.name}: images and labels are arrays, "
+                    f"got {type(part).__name__}: np.asarray makes one"
+                )
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
                 f"{self.name}: labels should be integers of shape (N,), "

@@ -42,6 +42,11 @@ class DataLoader:
         transform: Callable | None = None,
         device: str | None = None,
     ) -> None:
+        if not hasattr(dataset, "images"):
+            raise TypeError(
+                "a DataLoader gathers batches of a Dataset(images, labels), "
+                f"got {type(dataset).__name__}"
+            )
         if sampler is None:
             sampler = DistributedSampler(
                 dataset, shuffle=shuffle, seed=seed, drop_last=drop_last
