@@ -64,10 +64,16 @@ def all_kernels() -> dict[str, Kernel]:
 @cache
 def derived_kernels() -> dict[str, Kernel]:
     """Those of first and second derivatives, which are otherwise made when needed."""
-    known = [*all_kernels(), *Kernel.registry]
+    known = all_kernels()
+    functions = [x for x in gc.get_objects() if type(x) is Pointwise]
+    functions = [function for function in functions if function.name in known]
+    found = {}
     for _ in range(2):
-        for function in [x for x in gc.get_objects() if type(x) is Pointwise]:
-            for position, _ in enumerate(function.arguments):
-                function.gradient(position)
-    made = Kernel.registry.items()
-    return {name: kernel for name, kernel in made if name not in known}
+        functions = [
+            gradient
+            for function in functions
+            for position, _ in enumerate(function.arguments)
+            if (gradient := function.gradient(position)[0]) is not None
+        ]
+        found |= {function.name: function.kernel for function in functions}
+    return found

@@ -227,7 +227,7 @@ def test_a_directory_to_resume_from(whole, tmp_path):
         ({"model": "cnn"}, r"--model mlp \(now cnn\)"),
         ({"batch_size": 99, "seed": 1}, r"--batch-size 100 \(now 99\), --seed 0"),
         ({"epochs": 3}, r"--epochs 2 \(now 3\)"),
-        ({"optimizer": "sgd"}, r"--optimizer adam \(now sgd\), --lr 0.002 \(now 0.05"),
+        ({"optimizer": "sgd"}, r"--optimizer adam \(now sgd\), --lr 0.004 \(now 0.05"),
     ],
     ids=["model", "batch size and seed", "epochs", "optimizer"],
 )
