@@ -11,9 +11,9 @@ ranks = distributed.init()
 
 train, test = data.load("digits")  # 1,437 and 360 images of 8 x 8
 scaling = data.Standardize().fit(train.images)  # on the training set alone
-mine = data.DistributedSampler(train, ranks.size, ranks.rank)
+mine = distributed.DistributedSampler(train)
 train_loader = data.DataLoader(train, BATCH_SIZE, sampler=mine, transform=scaling)
-mine = data.DistributedSampler(test, ranks.size, ranks.rank, shuffle=False)
+mine = distributed.DistributedSampler(test, shuffle=False)
 test_loader = data.DataLoader(test, BATCH_SIZE, sampler=mine, transform=scaling)
 
 md.manual_seed(0)

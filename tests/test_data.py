@@ -21,7 +21,7 @@ from minidl.array.device import gpu_available
 from minidl.array.errors import CheckpointError, DataError, UsageError
 from minidl.array.sampling import share
 from minidl.autograd import Tensor
-from minidl.data import DataLoader, Dataset, DistributedSampler, Standardize, load
+from minidl.data import DataLoader, Dataset, Sampler, Standardize, load
 from minidl.data import download as downloads
 from minidl.data.idx import read_idx, read_images, read_labels
 
@@ -505,14 +505,14 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 5), st.integers(1, 20)).fil
 def test_ranks_cut_the_same_global_batches(size, shuffle, epoch, position, drop_last):
     n, ranks, batch_size = size
     options = dict(shuffle=shuffle, seed=3, drop_last=drop_last)
-    alone = DistributedSampler(range(n), **options)
+    alone = Sampler(range(n), **options)
     alone.set_epoch(epoch)
     order = alone.order()
     assert sorted(order.tolist()) == list(range(n))
     position = min(position, n)
     parts = []
     for rank in range(ranks):
-        sampler = DistributedSampler(range(n), ranks, rank, **options)
+        sampler = Sampler(range(n), ranks, rank, **options)
         sampler.set_epoch(epoch, position)
         parts.append(list(sampler.batches(batch_size)))
         assert len(parts[-1]) == sampler.num_batches(batch_size)
@@ -538,7 +538,7 @@ def test_shares_are_contiguous_and_near_equal(count, ranks):
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        sampler = DistributedSampler(range(1000), seed=seed)
+        sampler = Sampler(range(1000), seed=seed)
         sampler.set_epoch(epoch)
         return tuple(sampler.order().tolist())
 
@@ -552,7 +552,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 def test_the_order_is_the_same_without_a_compiler():
     program = (
-        "from minidl.data import DistributedSampler as S;"
+        "from minidl.data import Sampler as S;"
         "print(S(range(1000), seed=5).order().tolist())"
     )
     output = subprocess.run(
@@ -562,17 +562,17 @@ def test_the_order_is_the_same_without_a_compiler():
         capture_output=True,
         text=True,
     )
-    expected = DistributedSampler(range(1000), seed=5).order().tolist()
+    expected = Sampler(range(1000), seed=5).order().tolist()
     assert output.stdout.strip() == str(expected), output.stderr
 
 
 def test_sampler_refuses():
     with pytest.raises(UsageError, match="4 ranks cannot share 3 samples"):
-        DistributedSampler(range(3), 4, 0)
+        Sampler(range(3), 4, 0)
     for rank in (-1, 2):
         with pytest.raises(ValueError, match="rank should be"):
-            DistributedSampler(range(3), 2, rank)
-    sampler = DistributedSampler(range(9), 3, 0)
+            Sampler(range(3), 2, rank)
+    sampler = Sampler(range(9), 3, 0)
     for batch_size in (0, -1, 2.5, "8"):
         with pytest.raises(UsageError, match="positive integer"):
             sampler.num_batches(batch_size)
@@ -591,13 +591,13 @@ def test_loader_over_ranks_is_the_loader_alone():
     standardize = Standardize().fit(train.images)
 
     def batches(ranks, rank):
-        sampler = DistributedSampler(train, ranks, rank, seed=1)
+        sampler = Sampler(train, ranks, rank, seed=1)
         loader = DataLoader(train, 130, sampler=sampler, transform=standardize)
         assert len(loader) == 12  # 11 of 130 and one of 7
         return list(loader)
 
     whole = standardize(train.images)
-    order = DistributedSampler(train, seed=1).order()
+    order = Sampler(train, seed=1).order()
     for ranks in (1, 3):
         parts = zip(*(batches(ranks, rank) for rank in range(ranks)), strict=True)
         for k, pieces in enumerate(parts):
@@ -613,7 +613,7 @@ def test_loader_over_ranks_is_the_loader_alone():
 
 def test_an_empty_share_is_an_empty_batch():
     dataset = Dataset(np.ones((9, 1, 8, 8), np.uint8), np.arange(9) % 3)
-    sampler = DistributedSampler(dataset, 3, 2, shuffle=False)
+    sampler = Sampler(dataset, 3, 2, shuffle=False)
     transform = Standardize().fit(dataset.images)
     loader = DataLoader(dataset, 4, sampler=sampler, transform=transform)
     shapes = [(images.shape, labels.shape) for images, labels in loader]
@@ -643,9 +643,9 @@ def test_loader_refuses():
     with pytest.raises(UsageError, match="positive integer, got 0"):
         DataLoader(dataset, 0)
     with pytest.raises(ValueError, match="the sampler's"):
-        DataLoader(dataset, 2, shuffle=True, sampler=DistributedSampler(dataset))
+        DataLoader(dataset, 2, shuffle=True, sampler=Sampler(dataset))
     with pytest.raises(ValueError, match="for 5 samples, the dataset has 4"):
-        DataLoader(dataset, 2, sampler=DistributedSampler(range(5)))
+        DataLoader(dataset, 2, sampler=Sampler(range(5)))
     with pytest.raises(ValueError, match="moon"):
         DataLoader(dataset, 2, device="moon")
 

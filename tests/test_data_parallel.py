@@ -9,9 +9,9 @@ from ranks import run_ranks
 
 import minidl as md
 import minidl.nn.functional as F
-from minidl import nn, optim
+from minidl import distributed, nn, optim
 from minidl.array.errors import DistributedError
-from minidl.array.sampling import DistributedSampler
+from minidl.array.sampling import Sampler
 from minidl.distributed import Alone, DataParallel, Simulated
 
 SAMPLES, BATCH, STEPS = 53, 12, 20  # batches of 12, 12, 12, 12 and an uneven 5
@@ -41,9 +41,7 @@ def small_cnn(dtype):
 
 def batches(communicator, steps):
     """This rank's indices of `steps` global batches, epoch after epoch."""
-    sampler = DistributedSampler(
-        range(SAMPLES), communicator.size, communicator.rank, seed=3
-    )
+    sampler = Sampler(range(SAMPLES), communicator.size, communicator.rank, seed=3)
     found = []
     while len(found) < steps:
         found += list(sampler.batches(BATCH))
@@ -393,3 +391,44 @@ def test_all_ranks_leave_out_the_step_in_which_one_overflows(compression):
     assert results == [results[0]] * 3
     assert results[0][:2] == ([False, True, False], 32.0)
     assert counts == [2] * 9  # one bucket, and the counts of samples
+
+
+def test_a_step_on_gradients_of_one_rank_is_refused():
+    def run(communicator):
+        md.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        parallel = DataParallel(model, communicator)
+        x = md.tensor(np.ones((4, 3), np.float32))
+        loss = F.mse_loss(parallel(x), md.zeros(4, 2))
+        loss.backward()
+        with pytest.raises(RuntimeError, match="this rank's alone: call backward"):
+            optimizer.step()
+        optimizer.zero_grad()
+        with parallel.no_sync():
+            parallel.backward(F.mse_loss(parallel(x), md.zeros(4, 2)))
+        with pytest.raises(RuntimeError, match="this rank's alone"):
+            optimizer.step()
+        parallel.backward(F.mse_loss(parallel(x), md.zeros(4, 2)))
+        with md.no_grad():
+            parallel(x)  # an evaluation in between changes nothing
+        optimizer.step()
+
+    Simulated(2).run(run)
+    run_alone = DataParallel(nn.Linear(3, 2), Alone())
+    optimizer = optim.SGD(run_alone.parameters(), lr=0.1)
+    run_alone(md.ones(4, 3)).mean().backward()  # one rank is all ranks
+    optimizer.step()
+
+
+def test_the_sampler_of_a_rank_knows_its_rank():
+    def run(communicator):
+        sampler = distributed.DistributedSampler(range(10), shuffle=False)
+        return [index.tolist() for index in sampler.batches(4)]
+
+    assert Simulated(2).run(run) == [
+        [[0, 1], [4, 5], [8]],
+        [[2, 3], [6, 7], [9]],
+    ]
+    alone = distributed.DistributedSampler(range(3), shuffle=False)
+    assert [index.tolist() for index in alone.batches(4)] == [[0, 1, 2]]

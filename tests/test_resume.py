@@ -18,7 +18,7 @@ from ranks import ROOT, environment, find_mpiexec, why_no_ranks
 from minidl import Tensor, nn
 from minidl.array.errors import CheckpointError, DistributedError, UsageError
 from minidl.array.random import uniform
-from minidl.array.sampling import DistributedSampler
+from minidl.array.sampling import Sampler
 from minidl.array.threads import get_num_threads, set_num_threads
 from minidl.distributed import Alone, Simulated
 from minidl.train import trainer
@@ -151,7 +151,7 @@ def test_another_number_of_ranks_sees_every_sample_once(
     tmp_path, monkeypatch, whole, before, after
 ):
     seen = []  # (epoch, index)
-    batches = DistributedSampler.batches
+    batches = Sampler.batches
 
     def watched(self, batch_size):
         for batch in batches(self, batch_size):
@@ -162,7 +162,7 @@ def test_another_number_of_ranks_sees_every_sample_once(
     def ask(model):  # one rank alone
         model.exchange.stop_wanted = model.communicator.rank == before - 1
 
-    monkeypatch.setattr(DistributedSampler, "batches", watched)
+    monkeypatch.setattr(Sampler, "batches", watched)
     with monkeypatch.context() as patch:
         stop_at(patch, STEPS + 7, ask)
         with pytest.raises(Stopped):

@@ -11,7 +11,7 @@ import minidl as md
 import minidl.nn.functional as F
 from minidl import nn, optim
 from minidl.array.errors import DistributedError, UsageError
-from minidl.data import DataLoader, Dataset, DistributedSampler
+from minidl.data import DataLoader, Dataset, Sampler
 from minidl.distributed import DataParallel, Simulated, causes, init, verify
 from minidl.distributed.faults import FAULTS, MissingDivision
 from minidl.train.command_line import main
@@ -166,7 +166,7 @@ def test_a_loader_of_ones_own(options, cause):
         own = options if communicator.rank or "drop_last" in options else {}
         own = own if communicator.size > 1 else {}
         place = communicator.size, communicator.rank
-        sampler = DistributedSampler(range(SAMPLES), *place, **own)
+        sampler = Sampler(range(SAMPLES), *place, **own)
         dataset = Dataset(INPUTS, LABELS)
         return DataLoader(dataset, BATCH, sampler=sampler, transform=lambda x: 2 * x)
 
@@ -177,9 +177,7 @@ def test_a_loader_of_ones_own(options, cause):
 def test_a_rank_that_alone_forgets_its_last_batch():
     def make_loader(communicator):
         place = communicator.size, communicator.rank
-        sampler = DistributedSampler(
-            range(SAMPLES), *place, drop_last=communicator.rank == 1
-        )
+        sampler = Sampler(range(SAMPLES), *place, drop_last=communicator.rank == 1)
         return DataLoader(Dataset(INPUTS, LABELS), BATCH, sampler=sampler)
 
     report = check(3, make_loader=make_loader)

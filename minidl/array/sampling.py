@@ -9,7 +9,7 @@ from minidl.array.errors import UsageError
 from minidl.array.random import Generator, key, permutation
 
 
-class DistributedSampler:
+class Sampler:
     """Cuts each epoch into global batches, and each batch among the ranks.
 
         order = permutation keyed by (seed, epoch), or 0, 1, 2, ... unshuffled
@@ -20,8 +20,9 @@ class DistributedSampler:
     empty. Over the ranks every sample comes exactly once an epoch; unshuffled,
     this makes evaluation exact.
 
-    The arguments are PyTorch's; what differs: one rank is the default, nothing
-    is padded, `drop_last` leaves out an incomplete last global batch, and since
+    The arguments are those of PyTorch's DistributedSampler; what differs: one rank
+    is the default (`distributed.DistributedSampler` asks for its rank), nothing is
+    padded, `drop_last` leaves out an incomplete last global batch, and since
     a share depends on the global batch size, one iterates `batches(batch_size)`.
 
     Raises UsageError for more ranks than samples and ValueError for a rank that is

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from minidl.array.device import canonical_device, to_device
-from minidl.array.sampling import DistributedSampler
+from minidl.array.sampling import Sampler
 from minidl.autograd import Tensor
 from minidl.data.datasets import Dataset
 
@@ -35,7 +35,7 @@ class DataLoader:
         dataset: Dataset,
         batch_size: int = 1,
         shuffle: bool = False,
-        sampler: DistributedSampler | None = None,
+        sampler: Sampler | None = None,
         *,
         drop_last: bool = False,
         seed: int = 0,
@@ -48,9 +48,7 @@ class DataLoader:
                 f"got {type(dataset).__name__}"
             )
         if sampler is None:
-            sampler = DistributedSampler(
-                dataset, shuffle=shuffle, seed=seed, drop_last=drop_last
-            )
+            sampler = Sampler(dataset, shuffle=shuffle, seed=seed, drop_last=drop_last)
         elif shuffle or drop_last or seed:
             raise ValueError(
                 "shuffle, drop_last and seed are the sampler's where one is given"

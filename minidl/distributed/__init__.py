@@ -22,6 +22,7 @@ from minidl.distributed.collectives import (
 from minidl.distributed.communicator import Alone, Communicator, Work
 from minidl.distributed.data_parallel import DataParallel
 from minidl.distributed.launch import TIMEOUT, init, is_initialized, launched
+from minidl.distributed.sampler import DistributedSampler
 from minidl.distributed.simulated import Simulated
 from minidl.distributed.sync_batch_norm import SyncBatchNorm
 
@@ -30,6 +31,7 @@ __all__ = [
     "Alone",
     "Communicator",
     "DataParallel",
+    "DistributedSampler",
     "Report",
     "Simulated",
     "SyncBatchNorm",

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+from minidl.autograd.mode import is_grad_enabled
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
 from minidl.distributed.compression import half_dtype
@@ -10,6 +11,13 @@ from minidl.distributed.exchange import BucketedExchange, NaiveExchange
 from minidl.distributed.launch import init
 from minidl.distributed.sharded import ShardedExchange
 from minidl.nn.module import Module
+
+
+class Exchanged:
+    """Whether gradients are those of all ranks; the parameters of a model share one,
+    for their optimizer to look at."""
+
+    done = True
 
 
 class DataParallel:
@@ -55,9 +63,15 @@ class DataParallel:
         )
         self.count = 0.0
         self.syncing = True
+        self.exchanged = Exchanged()
+        if self.communicator.size > 1:
+            for p in trained:
+                p.exchanged = self.exchanged
         check_same_weights(module, self.communicator)
 
     def __call__(self, *inputs, **options):
+        if is_grad_enabled():
+            self.exchanged.done = False
         return self.module(*inputs, **options)
 
     def __getattr__(self, name: str):
@@ -92,6 +106,7 @@ class DataParallel:
         if self.syncing:
             self.exchange.wait(self.count)
             self.count = 0.0
+            self.exchanged.done = True
 
     def backward(self, loss: Tensor) -> None:
         """loss.backward() on the global batch."""

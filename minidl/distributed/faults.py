@@ -29,6 +29,7 @@ class MissingDivision(DataParallel):
         loss.backward()
         for p in self.module.parameters():
             self.communicator.all_reduce(p.grad.data, self.op)
+        self.exchanged.done = True
 
 
 class MeanOfMeans(MissingDivision):

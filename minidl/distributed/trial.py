@@ -15,7 +15,7 @@ import numpy as np
 
 from minidl.array.device import to_numpy
 from minidl.array.random import manual_seed
-from minidl.array.sampling import DistributedSampler
+from minidl.array.sampling import Sampler
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Alone, Communicator, simulated
 from minidl.distributed.data_parallel import DataParallel
@@ -55,7 +55,7 @@ class Shares:
             dataset = dataset.images, dataset.labels
         self.inputs, self.labels = dataset
         self.batch_size = trial.batch_size
-        self.sampler = DistributedSampler(
+        self.sampler = Sampler(
             range(len(self.labels)),
             communicator.size,
             communicator.rank,

@@ -12,15 +12,17 @@ class Parameter(Tensor):
     """A leaf Tensor that a Module owns and an optimizer changes.
 
     In flat storage `data` and `grad` are views: to assign to them is to copy into
-    them. `name` is what the module that was last asked for it calls it.
+    them. `name` is what the module that was last asked for it calls it. `exchanged`,
+    on several ranks, knows whether the gradient is that of all of them.
     """
 
-    __slots__ = ("storage", "offset", "gradient_view", "name")
+    __slots__ = ("storage", "offset", "gradient_view", "name", "exchanged")
 
     def __init__(self, data, requires_grad: bool = True):
         self.storage = self.gradient_view = None
         self.offset = 0
         self.name = ""
+        self.exchanged = None
         super().__init__(data.data if isinstance(data, Tensor) else data)
         self.requires_grad_(requires_grad)
 

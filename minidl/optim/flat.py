@@ -84,9 +84,16 @@ class FlatState:
             self.ends[p] = self.size
         self.buffers: dict[str, Array] = {}
 
-    def check_place(self, names: dict[Tensor, str]) -> None:
-        """Raise RuntimeError if a parameter has another type or device by now."""
+    def check(self, names: dict[Tensor, str]) -> None:
+        """Raise RuntimeError if a parameter has another type or device by now, or a
+        gradient that has not been exchanged with the other ranks."""
         for p in self.parameters:
+            exchanged = getattr(p, "exchanged", None)
+            if exchanged is not None and not exchanged.done and p.grad is not None:
+                raise RuntimeError(
+                    f"the gradient of parameter {names[p]!r} is this rank's alone: "
+                    "call backward(loss) of the DataParallel, not loss.backward()"
+                )
             if p.data.dtype != self.dtype or p.data.device != self.device:
                 raise RuntimeError(
                     f"parameter {names[p]!r} has become {p.dtype} on {p.device}: "

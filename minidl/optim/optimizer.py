@@ -162,7 +162,7 @@ class Optimizer:
                 loss = closure()
         for flats in self.flat:
             for flat in flats:
-                flat.check_place(self.names)
+                flat.check(self.names)
         for group, flats in zip(self.param_groups, self.flat, strict=True):
             for flat in flats:
                 self.step_flat(group, flat)

@@ -7,7 +7,7 @@ from minidl import __version__
 from minidl.array.device import canonical_device, use_device
 from minidl.array.errors import UsageError
 from minidl.array.random import manual_seed
-from minidl.array.sampling import DistributedSampler
+from minidl.array.sampling import Sampler
 from minidl.data import DataLoader, Dataset, Standardize, load
 from minidl.distributed import Communicator, DataParallel
 from minidl.nn import MLP, Module, SmallCNN
@@ -100,7 +100,7 @@ def place(device: str, communicator: Communicator) -> str:
 
 def loader_of(dataset: Dataset, settings, communicator, scaling, device, train: bool):
     """Minibatches of this rank's share, scaled, on its device."""
-    sampler = DistributedSampler(
+    sampler = Sampler(
         dataset,
         num_replicas=communicator.size,
         rank=communicator.rank,
