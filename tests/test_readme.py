@@ -68,7 +68,13 @@ def test_the_commands_train_and_evaluate(tmp_path):
     (block,) = (block for block in blocks("bash") if "minidl evaluate" in block)
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     printed = run(["bash", "-ec", block], tmp_path, PATH=path).splitlines()
-    names = ("config.json", "curves.png", "metrics.jsonl", "model.safetensors")
+    names = (
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+    )
     out = sorted(file.name for file in (tmp_path / "runs/try").iterdir())
     assert out == [name for name in names if name in README]
     assert sum(line.startswith("epoch ") for line in printed) == 5

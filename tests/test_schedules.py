@@ -86,6 +86,7 @@ def follow(pairs, steps=STEPS, by_hand=None):
 
 
 def torch_schedules():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     from torch.optim import lr_scheduler
 
     return lr_scheduler
