@@ -108,6 +108,13 @@ def test_parallel_from_several_threads(three_threads):
     assert results == {k: list(range(k, 20 + k)) for k in range(4)}
 
 
+def test_parallel_keeps_the_callers_errstate(three_threads):
+    with numpy.errstate(over="raise"):
+        states = threads.parallel(lambda x: numpy.geterr()["over"], range(8))
+    assert states == ["raise"] * 8
+    assert "raise" not in threads.parallel(lambda x: numpy.geterr()["over"], range(8))
+
+
 def test_wrong_numbers_of_threads():
     for wrong in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="at least 1"):

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list:
 
     Pays for functions that release the interpreter's lock: copies, ufuncs and
     matrix products of NumPy, compiled loops. The first exception is raised once
-    every item is done. Inside the function, operations use one thread each.
+    every item is done. Inside the function, operations use one thread each, and the
+    caller's context variables hold, np.errstate among them.
     """
     items = list(items)
     if len(items) < 2 or get_num_threads() == 1:
@@ -92,7 +94,8 @@ def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list:
     with _lock:
         if _pool is None:
             _pool = ThreadPoolExecutor(_threads, thread_name_prefix="minidl")
-        futures = [_pool.submit(work, item) for item in items]
+        # a context is entered by one thread at a time: a copy each
+        futures = [_pool.submit(copy_context().run, work, item) for item in items]
     results = [future.exception() or future for future in futures]
     for result in results:
         if isinstance(result, BaseException):
