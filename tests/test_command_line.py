@@ -1,9 +1,11 @@
 """The command `minidl`, as a user meets it: what it writes, and what it refuses."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from ranks import ROOT, environment, find_mpiexec, run_job, why_no_ranks
 import minidl as md
 from minidl import nn
 from minidl.data import Standardize, load
+from minidl.distributed import Alone
 from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
+from minidl.train.recipe import Settings, train
 
 QUICK = ["train", "--epochs", "2", "--batch-size", "64"]
 RESULTS = [
@@ -152,7 +156,12 @@ REFUSALS = {
     "no command": ([], 2, "command"),
     "no batch": (["train", "--batch-size", "0"], 2, "above 0, got '0'"),
     "half an epoch": (["train", "--epochs", "1.5"], 2, "whole number"),
-    "lr": (["train", "--lr", "nan"], 2, "--lr: expected a number above 0"),
+    "lr": (["train", "--lr", "nan"], 2, "--lr: expected a finite number above 0"),
+    "infinite lr": (["train", "--lr", "1e400"], 2, "a finite number above 0, got"),
+    "long seed": (["train", "--seed", "9" * 23], 2, f"at most {2**64 - 1}, got"),
+    "verify's seed": (["verify", "--seed", str(2**64)], 2, f"at most {2**64 - 1}"),
+    "no number": (["train", "--seed", "9" * 5000], 2, "a whole number of at least 0"),
+    "epochs": (["train", "--epochs", "1" + "0" * 30], 2, f"at most {2**63 - 1}"),
     "negative decay": (["train", "--weight-decay", "-1"], 2, "at least 0"),
     "seed": (["train", "--seed", "-1"], 2, "--seed"),
     "data set": (["train", "--dataset", "cifar"], 2, "'digits', 'mnist'"),
@@ -161,6 +170,8 @@ REFUSALS = {
     "device": (["train", "--device", "tpu"], 2, "'cpu', 'gpu', 'auto'"),
     "unknown flag": (["train", "--fast"], 2, "--fast"),
     "directory": (["train", "--dataset", "mnist", "--data", "/nowhere"], 2, "/nowhere"),
+    "unreadable": (["train", "--data", "x" * 300], 2, "cannot be read: File name"),
+    "verify's": (["verify", "--data", "x" * 300], 2, "cannot be read: File name"),
     "digits from a directory": (["train", "--data", "."], 2, "inside the package"),
     "no checkpoint named": (["evaluate"], 2, "--checkpoint"),
     "no checkpoint there": (["evaluate", "--checkpoint", "x"], 1, "no checkpoint x"),
@@ -178,6 +189,61 @@ def test_refusals(name, capsys, tmp_path, monkeypatch):
     stdout, stderr = capsys.readouterr()
     assert words in stderr and stderr.count("\n") == 1 and not stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_below_a_closed_one(capsys, monkeypatch):
+    def closed(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    assert main(["train", "--dataset", "mnist", "--data", "closed/mnist"]) == 2
+    expected = "minidl train: --data closed/mnist cannot be read: Permission denied\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_largest_seed(tmp_path):
+    settings = Settings(seed=2**64 - 1, epochs=1, batch_size=360, out=str(tmp_path))
+    assert len(train(settings, Alone())) == 1
+
+
+def shell(line, *arguments):
+    """Run a line in which "$@" is `minidl` with these arguments; status and output."""
+    command = [sys.executable, "-m", "minidl", *map(str, arguments)]
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line, "bash", *command],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_output_that_goes_away(tmp_path):
+    short = ["train", "--epochs", 2, "--batch-size", 360, "--out", tmp_path]
+    head = shell('"$@" | true; exit ${PIPESTATUS[0]}', *short)
+    assert head.returncode == 141 and "minidl train:" not in head.stderr
+    assert "Traceback" not in head.stderr and "Exception" not in head.stderr
+    full = shell('"$@" >/dev/full', *short)
+    assert full.returncode == 1 and full.stderr.endswith(
+        "minidl train: cannot write to standard output: No space left on device\n"
+    )
+    assert "Traceback" not in full.stderr
+
+
+@pytest.mark.parametrize("where", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
+def test_no_output_at_all(tmp_path, where):
+    short = ["train", "--epochs", 1, "--batch-size", 360, "--out", tmp_path]
+    result = shell(f'"$@" {where}', *short)
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == RESULTS
+
+
+def test_help_and_version_into_a_full_disk():
+    for flag in ("--help", "--version"):
+        result = shell('"$@" >/dev/full', flag)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1
+        assert "cannot write to standard output" in result.stderr
 
 
 def test_a_gpu_that_is_not_there(capsys, monkeypatch):
@@ -198,8 +264,10 @@ def test_a_file_where_the_directory_should_be(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
-    result = run("train", "--optimizer", "sgd", "--lr", 1e7, "--out", tmp_path)
+@pytest.mark.parametrize("lr, threads", [(1e7, 1), (1e30, 2)])
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path, lr, threads):
+    flags = ["--optimizer", "sgd", "--lr", lr, "--out", tmp_path]
+    result = run("train", *flags, OMP_NUM_THREADS=str(threads))
     assert result.returncode == 1
     assert "training has diverged; try a smaller learning rate" in result.stderr
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
@@ -233,6 +301,13 @@ def test_a_checkpoint_for_other_images(tmp_path, trained, capsys, monkeypatch):
     path = str(trained[0] / "model.safetensors")
     assert main(["evaluate", "--checkpoint", path]) == 2
     assert "trained on images of shape (1, 8, 8)" in capsys.readouterr().err
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_the_version_is_said_once():
+    result = run("--version", ranks=2)
+    assert (result.returncode, result.stdout) == (0, f"minidl {md.__version__}\n")
 
 
 @pytest.mark.mpi

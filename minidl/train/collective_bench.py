@@ -21,6 +21,7 @@ from minidl.train.flags import (
     add_timeout,
     number,
 )
+from minidl.train.output import tell
 from minidl.train.recipe import Settings, build_model, place
 from minidl.train.step import train_step
 
@@ -63,7 +64,6 @@ def add_command(commands) -> None:
 def run(arguments) -> None:
     """Measure, fit, and print it beside what the model predicts."""
     communicator = init(timeout=arguments.timeout)
-    lead = communicator.rank == 0
     given = arguments.alpha_us, arguments.gb_per_s
     if None in given and given != (None, None):
         raise UsageError("--alpha-us and --gb-per-s describe a link together")
@@ -78,16 +78,14 @@ def run(arguments) -> None:
     with use_device(device):
         if communicator.size > 1:
             lines, link = measured(communicator, device)
-            if lead:
-                print("\n".join(lines))
+            tell("\n".join(lines))
         if None not in given:
             link = Link(1e-6 * arguments.alpha_us, 1e-9 / arguments.gb_per_s)
         manual_seed(0)
         model = build_model(arguments.model, SHAPES[arguments.dataset], 10).to(device)
         seconds = 1e-3 * (arguments.step_ms or 0) or step_seconds(model, arguments)
     own = sum(p.data.size for p in model.parameters())
-    if lead:
-        print("\n".join(predicted(int(arguments.parameters or own), seconds, link)))
+    tell("\n".join(predicted(int(arguments.parameters or own), seconds, link)))
 
 
 def measured(communicator: Communicator, device: str) -> tuple[list[str], Link]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minidl import __version__
-from minidl.array.errors import MinidlError, UsageError
+from minidl.array.errors import MinidlError
 from minidl.distributed import init, is_initialized, launched
 from minidl.train import collective_bench, verification
 from minidl.train.flags import (
@@ -11,10 +11,12 @@ from minidl.train.flags import (
     add_batch_size,
     add_data,
     add_device,
+    add_seed,
     add_timeout,
+    check_data,
     number,
-    say,
 )
+from minidl.train.output import ReaderGoneError, say, tell
 from minidl.train.recipe import Settings, evaluate_checkpoint, train
 from minidl.train.resume import Stopped
 
@@ -51,7 +53,7 @@ def parser() -> Parser:
         metavar="N",
         help="(digits: 30, mnist: 6, fashion_mnist: 10)",
     )
-    command.add_argument("--seed", type=number(int, 0), default=0, metavar="N")
+    add_seed(command)
     add_device(command)
     command.add_argument(
         "--out",
@@ -101,9 +103,7 @@ def settings_of(arguments) -> Settings:
     """The flags that are settings; those that make no sense together are refused."""
     known = Settings.__dataclass_fields__
     given = {k: v for k, v in vars(arguments).items() if k in known}
-    data = given.get("data")
-    if data is not None and not Path(data).is_dir():
-        raise UsageError(f"--data {data}: there is no such directory")
+    check_data(given.get("data"))
     return Settings(**given)
 
 
@@ -113,12 +113,10 @@ def run_train(arguments) -> None:
     try:
         train(settings, communicator)
     except Stopped as stopped:
-        if communicator.rank == 0:
-            print(stopped)
+        tell(str(stopped))
         return
-    if communicator.rank == 0:
-        print(f"checkpoint  {Path(settings.out, 'model.safetensors')}")
-        print(f"curves      {Path(settings.out, 'curves.png')}")
+    tell(f"checkpoint  {Path(settings.out, 'model.safetensors')}")
+    tell(f"curves      {Path(settings.out, 'curves.png')}")
 
 
 def run_evaluate(arguments) -> None:
@@ -126,30 +124,33 @@ def run_evaluate(arguments) -> None:
     loss, accuracy, samples = evaluate_checkpoint(
         arguments.checkpoint, settings_of(arguments), communicator
     )
-    if communicator.rank == 0:
-        right = round(accuracy * samples)
-        print(
-            f"test loss {loss:.6f}  test accuracy {100 * accuracy:.2f} % "
-            f"({right} of {samples})"
-        )
+    right = round(accuracy * samples)
+    tell(
+        f"test loss {loss:.6f}  test accuracy {100 * accuracy:.2f} % "
+        f"({right} of {samples})"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; the exit status.
 
     0, also where SIGTERM or SIGUSR1 has ended a training that is saved; 2 for
-    impossible flags; 130 after Ctrl-C; 1 otherwise.
+    impossible flags; 130 after Ctrl-C; 141 where nobody reads the output any more;
+    1 otherwise.
     """
-    arguments = parser().parse_args(argv)
+    command = "minidl"
     try:
+        arguments = parser().parse_args(argv)
+        command = f"minidl {arguments.command}"
         return arguments.run(arguments) or 0
     except MinidlError as error:
         if launched() and is_initialized():
             raise  # all ranks end, and one of them speaks
-        say(f"minidl {arguments.command}: {error}")
+        if not isinstance(error, ReaderGoneError):
+            say(f"{command}: {error}")
         return error.status
     except KeyboardInterrupt:
         if launched() and is_initialized():
             raise
-        say(f"minidl {arguments.command}: interrupted")
+        say(f"{command}: interrupted")
         return 130

@@ -6,11 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from minidl.array.errors import MinidlError, UsageError
-
-
-class OutputError(MinidlError, OSError):
-    """A file or directory that cannot be written."""
+from minidl.array.errors import UsageError
+from minidl.train.output import OutputError
 
 
 def replace_file(path: Path, content: bytes | Callable) -> None:

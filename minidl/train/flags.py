@@ -1,52 +1,74 @@
 """Flags that commands share, and how a mistake in them is told."""
 
 import argparse
-import sys
-from math import isfinite
+from math import inf, nan
+from pathlib import Path
 
-from minidl.distributed import TIMEOUT, launched
+from minidl.array.errors import UsageError
+from minidl.distributed import TIMEOUT
+from minidl.train.output import say, tell
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that says one sentence, on rank 0 only."""
+    """An ArgumentParser that says one sentence, or its help, on rank 0 only."""
+
+    def _print_message(self, message: str, file=None):
+        tell(message.rstrip())  # help and version; argparse would hide a full disk
 
     def error(self, message: str):
         say(f"{self.prog}: {message} (see {self.prog} --help)")
         raise SystemExit(2)
 
 
-def say(sentence: str) -> None:
-    """Print on standard error, of several ranks on the first."""
-    place = launched()
-    if place is None or place.rank == 0:
-        sys.stderr.write(f"{sentence}\n")
+def number(kind, least, above: bool = False, most=inf):
+    """A type for argparse: a finite number, at least (or above) a bound, at most one.
 
-
-def number(kind, least, above: bool = False):
-    """A type for argparse: a finite number, at least (or above) some bound."""
+    Whole numbers are at most 2^63 - 1 unless `most` says more.
+    """
+    if kind is int and most == inf:
+        most = 2**63 - 1
 
     def parse(text: str):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if (
-            value is None
-            or not isfinite(value)
-            or value < least + above * (kind is int)
-        ):
+            value = nan
+        bounded = (value > least if above else value >= least) and value <= most
+        if not bounded or value == inf:
             bound = f"above {least}" if above else f"of at least {least}"
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what} {bound}, got {text!r}")
-        if above and value == least:
+            bound += f" and at most {most}" if value > most else ""
+            what = "a whole number" if kind is int else "a finite number"
             raise argparse.ArgumentTypeError(
-                f"expected more than {least}, got {text!r}"
+                f"expected {what} {bound}, got {shorten(text)!r}"
             )
         return value
 
     return parse
+
+
+def shorten(text: str) -> str:
+    return text if len(text) < 40 else f"{text[:36]}..."
+
+
+def check_data(directory: str | None) -> None:
+    """Refuse a --data that is no directory, or that one may not look into."""
+    try:
+        there = directory is None or Path(directory).is_dir()
+    except OSError as error:  # a closed directory above it, for one
+        raise UsageError(
+            f"--data {directory} cannot be read: {error.strerror}"
+        ) from error
+    if not there:
+        raise UsageError(f"--data {directory}: there is no such directory")
+
+
+def add_seed(command) -> None:
+    """The key of Philox is 64 bits."""
+    command.add_argument(
+        "--seed", type=number(int, 0, most=2**64 - 1), default=0, metavar="N"
+    )
 
 
 def add_data(command, dataset: str | None) -> None:

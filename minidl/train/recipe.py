@@ -15,6 +15,7 @@ from minidl.optim import SGD, Adam, AdamW, Optimizer
 from minidl.optim.lr_scheduler import CosineAnnealingLR
 from minidl.train.checkpoint import load_model, save_model
 from minidl.train.files import make_directory, remove_torn, replace_json
+from minidl.train.output import tell
 from minidl.train.progress import Metrics
 from minidl.train.report import Console, MetricsFile, draw_curves, require_matplotlib
 from minidl.train.resume import (
@@ -179,8 +180,8 @@ def go_on(trainer: Trainer, resume, store: Store, config: dict, scaling) -> None
     check_alike(path, state, config, scaling.state_dict())
     trainer.load_state_dict(state["training"])
     store.adopt(path)
-    if communicator.rank == 0:
-        print(f"resuming    {path} ({trainer.progress})")
+    if communicator.rank == 0:  # or rank 0 of simulated ones
+        tell(f"resuming    {path} ({trainer.progress})")
 
 
 def evaluate_checkpoint(

@@ -1,12 +1,12 @@
 """What one sees of a training: a progress bar, a line an epoch, a file, a picture."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from minidl.array.errors import DependencyError
 from minidl.train.files import replace_file
+from minidl.train.output import Aside, tell
 
 
 class Reporter:
@@ -40,6 +40,7 @@ class Console(Reporter):
     def begin(self, epoch: int, steps: int, done: int) -> None:
         self.bar = self.tqdm(
             total=steps,
+            file=Aside(),
             initial=done,
             desc=f"epoch {epoch}/{self.epochs}",
             unit="step",
@@ -55,16 +56,14 @@ class Console(Reporter):
     def end(self) -> None:
         if self.bar is not None:
             self.bar.close()
-            sys.stderr.flush()
 
     def epoch(self, metrics) -> None:
         self.end()
-        print(
+        tell(
             f"epoch {metrics.epoch:3d}  train loss {metrics.train_loss:.4f}  "
             f"test loss {metrics.test_loss:.4f}  "
             f"test accuracy {100 * metrics.test_accuracy:6.2f} %  "
-            f"{metrics.samples_per_second:,.0f} samples/s",
-            flush=True,
+            f"{metrics.samples_per_second:,.0f} samples/s"
         )
 
 

@@ -1,7 +1,6 @@
 """Stopping and going on: what a training saves, when, and what it goes on from."""
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from minidl.array.errors import CheckpointError, UsageError
 from minidl.distributed import Communicator
 from minidl.distributed.consistency import check_still_same
 from minidl.distributed.exchange import NaiveExchange
+from minidl.train.output import say
 from minidl.train.report import Reporter
 from minidl.train.store import Store, read
 from minidl.train.trainer import Trainer
@@ -112,7 +112,7 @@ def find(resume: str | None, store: Store, communicator: Communicator):
 
 def locate(resume: str, store: Store):
     def tell(sentence):
-        sys.stderr.write(f"{sentence}; trying the one before\n")
+        say(f"{sentence}; trying the one before")
 
     if resume == "auto":
         return store.latest(tell)

@@ -10,9 +10,12 @@ from minidl.train.flags import (
     add_batch_size,
     add_data,
     add_device,
+    add_seed,
     add_timeout,
+    check_data,
     number,
 )
+from minidl.train.output import tell
 from minidl.train.recipe import Settings, build_model, place
 
 
@@ -38,7 +41,7 @@ def add_command(commands) -> None:
         metavar="N",
         help="simulated in one process; under mpirun they are its own (2)",
     )
-    command.add_argument("--seed", type=number(int, 0), default=0, metavar="N")
+    add_seed(command)
     command.add_argument(
         "--plant",
         choices=FAULTS,
@@ -56,6 +59,7 @@ def run(arguments) -> int:
     if job > 1 and arguments.ranks not in (None, job):
         raise UsageError(f"--ranks {arguments.ranks}: mpirun has started {job}")
     ranks = job if job > 1 else arguments.ranks or 2
+    check_data(arguments.data)
     settings = Settings(dataset=arguments.dataset, batch_size=arguments.batch_size)
     batch_size = settings.filled().batch_size
     training, _ = load(arguments.dataset, arguments.data)
@@ -80,8 +84,7 @@ def run(arguments) -> int:
             seed=arguments.seed,
             plant=arguments.plant,
         )
-    if communicator.rank == 0:
-        print(report)
+    tell(str(report))
     return 0 if report.agrees else 1
 
 
