@@ -13,7 +13,7 @@ from ranks import ROOT, environment, find_mpiexec, run_job, why_no_ranks
 
 import minidl as md
 from minidl import nn
-from minidl.data import Standardize, load
+from minidl.data import Dataset, Standardize, load
 from minidl.distributed import Alone
 from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
@@ -204,6 +204,103 @@ def test_a_directory_below_a_closed_one(capsys, monkeypatch):
 def test_the_largest_seed(tmp_path):
     settings = Settings(seed=2**64 - 1, epochs=1, batch_size=360, out=str(tmp_path))
     assert len(train(settings, Alone())) == 1
+
+
+def images(monkeypatch, height, width):
+    """Let every data set be a few images of this size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, height, width))
+    some = Dataset(pixels.astype(np.uint8), np.arange(40) % 10)
+    monkeypatch.setattr("minidl.train.recipe.load", lambda *_: (some, some))
+    monkeypatch.setattr("minidl.train.verification.load", lambda *_: (some, some))
+
+
+@pytest.mark.parametrize("size", [(5, 40), (28, 1), (1, 28), (1, 1)])
+def test_images_that_the_model_does_not_take(tmp_path, monkeypatch, capsys, size):
+    images(monkeypatch, *size)
+    out = tmp_path / "out"
+    short = ["train", "--epochs", "1", "--out", str(out), "--model"]
+    words = f"these have {size[0]} x {size[1]}: choose --model mlp\n"
+    for arguments in ([*short, "cnn"], ["verify", "--batch-size", "8"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.endswith(words) and said.count("\n") == 1
+    assert not out.exists()
+    assert main([*short, "mlp"]) == 0
+
+
+def test_the_smallest_images(tmp_path, monkeypatch):
+    images(monkeypatch, 2, 2)
+    assert main(["train", "--epochs", "1", "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tqdm", "matplotlib"])
+def test_a_missing_package_is_told_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, package
+):
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / "out"
+    assert main(["train", "--epochs", "1", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert package in said and "pip install" in said and said.count("\n") == 1
+    assert not out.exists()
+
+
+def old_results(out):
+    """Let `out` hold the results of an earlier training, one killed while it wrote."""
+    (out / "checkpoints").mkdir(parents=True)
+    for name in (*RESULTS[1:], "mine.txt", ".model.safetensors.a1.part"):
+        (out / name).write_text("old")
+    (out / "checkpoints" / ".step-00000004.json.x.part").write_text("torn")
+
+
+def test_what_an_aborted_training_leaves_belongs_together(tmp_path):
+    old_results(tmp_path)
+    flags = ["--optimizer", "sgd", "--lr", "1e7", "--out", str(tmp_path)]
+    assert main(["train", *flags]) == 1  # diverges
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["checkpoints", "config.json", "mine.txt"]
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"] == "sgd"
+
+
+@pytest.mark.parametrize("flags, width", [(["--resume", "x"], 8), ([], 40)])
+def test_a_refused_training_leaves_old_results_alone(
+    tmp_path, monkeypatch, flags, width
+):
+    old_results(tmp_path)
+    before = sorted((p, p.is_file() and p.read_text()) for p in tmp_path.rglob("*"))
+    images(monkeypatch, 8, width)
+    assert main(["train", *flags, "--out", str(tmp_path)]) in (1, 2)
+    after = sorted((p, p.is_file() and p.read_text()) for p in tmp_path.rglob("*"))
+    assert after == before
+
+
+def test_directories_where_results_should_be(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("old")
+    (tmp_path / "curves.png").mkdir()
+    short = ["train", "--epochs", "1", "--out", str(tmp_path)]
+    assert main(short) == 1
+    assert "curves.png: it is a directory" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == "old"
+    (tmp_path / "curves.png").rmdir()
+    (tmp_path / "checkpoints").write_text("a file")
+    assert main(short) == 2
+    assert "cannot write into" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == "old"
+
+
+def test_a_resumed_training_keeps_its_own_results_alone(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    short = ["train", "--epochs", "1", "--batch-size", "360", "--out"]
+    assert main([*short, str(first)]) == 0
+    metrics = (first / "metrics.jsonl").read_text()
+    assert main([*short, str(first), "--resume", "auto"]) == 0  # has no epoch left
+    assert (first / "metrics.jsonl").read_text() == metrics
+    old_results(second)
+    assert main([*short, str(second), "--resume", str(first)]) == 0
+    assert not (second / "metrics.jsonl").exists()
 
 
 def shell(line, *arguments):

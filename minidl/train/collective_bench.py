@@ -18,6 +18,7 @@ from minidl.train.flags import (
     add_batch_size,
     add_data,
     add_device,
+    add_model,
     add_timeout,
     number,
 )
@@ -42,7 +43,7 @@ def add_command(commands) -> None:
         "the step on 8, 64 and 512 ranks",
     )
     add_data(command, "digits")
-    command.add_argument("--model", choices=("cnn", "mlp"), default="cnn")
+    add_model(command)
     add_batch_size(command)
     add_device(command)
     add_timeout(command)

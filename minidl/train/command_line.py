@@ -11,6 +11,7 @@ from minidl.train.flags import (
     add_batch_size,
     add_data,
     add_device,
+    add_model,
     add_seed,
     add_timeout,
     check_data,
@@ -32,7 +33,7 @@ def parser() -> Parser:
     )
     command.set_defaults(run=run_train)
     add_data(command, "digits")
-    command.add_argument("--model", choices=("cnn", "mlp"), default="cnn")
+    add_model(command)
     command.add_argument(
         "--optimizer", choices=("adam", "adamw", "sgd"), default="adam"
     )

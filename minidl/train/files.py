@@ -42,11 +42,26 @@ def replace_json(path: Path, value) -> None:
     replace_file(path, json.dumps(value, indent=2).encode() + b"\n")
 
 
-def remove_torn(directory: Path, names: tuple[str, ...]) -> None:
-    """Delete what `replace_file` of these names left behind where it was killed."""
-    for name in names:
-        for path in directory.glob(f".{name}.*.part"):
+def remove_files(directory: Path, names: tuple[str, ...]) -> None:
+    """Delete files of these names; raises OutputError, first, where one is none."""
+    paths = [directory / name for name in names]
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a directory")
+    for path in paths:
+        try:
             path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot replace {path}: {error.strerror or error}"
+            ) from error
+
+
+def remove_torn(directory: Path, names: tuple[str, ...]) -> None:
+    """Delete what `replace_file` left of these names, or patterns, when killed."""
+    for name in names:
+        torn = directory.glob(f".{name}.*.part")
+        remove_files(directory, tuple(path.name for path in torn))
 
 
 def umask() -> int:

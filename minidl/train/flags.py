@@ -9,6 +9,7 @@ from minidl.distributed import TIMEOUT
 from minidl.train.output import say, tell
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
+MODELS = ("cnn", "mlp")
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +83,10 @@ def add_data(command, dataset: str | None) -> None:
         metavar="DIR",
         help="a directory with the IDX files; without it they are downloaded once",
     )
+
+
+def add_model(command) -> None:
+    command.add_argument("--model", choices=MODELS, default="cnn")
 
 
 def add_batch_size(command) -> None:

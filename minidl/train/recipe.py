@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minidl import __version__
 from minidl.array.device import canonical_device, use_device
-from minidl.array.errors import UsageError
+from minidl.array.errors import CheckpointError, UsageError
 from minidl.array.random import manual_seed
 from minidl.array.sampling import Sampler
 from minidl.data import DataLoader, Dataset, Standardize, load
@@ -13,11 +13,17 @@ from minidl.distributed import Communicator, DataParallel
 from minidl.nn import MLP, Module, SmallCNN
 from minidl.optim import SGD, Adam, AdamW, Optimizer
 from minidl.optim.lr_scheduler import CosineAnnealingLR
-from minidl.train.checkpoint import load_model, save_model
-from minidl.train.files import make_directory, remove_torn, replace_json
+from minidl.train.checkpoint import load_model, safetensors, save_model
+from minidl.train.files import make_directory, remove_files, remove_torn, replace_json
 from minidl.train.output import tell
 from minidl.train.progress import Metrics
-from minidl.train.report import Console, MetricsFile, draw_curves, require_matplotlib
+from minidl.train.report import (
+    Console,
+    MetricsFile,
+    draw_curves,
+    require_matplotlib,
+    require_tqdm,
+)
 from minidl.train.resume import (
     CheckWeights,
     SaveCheckpoints,
@@ -70,8 +76,16 @@ class Settings:
 
 
 def build_model(name: str, shape: tuple[int, ...], classes: int) -> Module:
-    """The model of this name for images of shape (C, H, W)."""
+    """The model of this name for images of shape (C, H, W).
+
+    Raises UsageError for images that it does not take.
+    """
     channels, height, width = shape
+    if name == "cnn" and (height != width or height < 2):
+        raise UsageError(
+            f"the model cnn takes square images of at least 2 x 2 pixels, these have "
+            f"{height} x {width}: choose --model mlp"
+        )
     small = height < 16
     if name == "mlp":
         hidden = (128, 64) if small else (512, 512)
@@ -119,6 +133,9 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
     Raises Stopped where a signal has ended the training early.
     """
     settings = settings.filled()
+    lead = communicator.rank == 0
+    if lead:  # all that can be refused is refused before a file is touched
+        require_packages()
     device = place(settings.device, communicator)
     training, test = load(settings.dataset, settings.data)
     scaling = Standardize().fit(training.images)  # on the training set alone
@@ -127,10 +144,6 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         for part, train in ((training, True), (test, False))
     ]
     out = Path(settings.out)
-    if communicator.rank == 0:
-        require_matplotlib()
-        make_directory(out)
-        remove_torn(out, RESULTS)
     shape, classes = training.images.shape[1:], len(training.classes)
     config = {
         **settings.__dict__,
@@ -151,7 +164,8 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         trainer = Trainer(parallel, optimizer, scheduler=schedule)
         store = Store(out / "checkpoints", settings.keep)
         go_on(trainer, settings.resume, store, config, scaling)
-        if communicator.rank == 0:
+        if lead:
+            open_directory(out, store)
             replace_json(out / "config.json", config)
             file = MetricsFile(out / "metrics.jsonl", trainer.progress.history)
             trainer.reporters += [Console(settings.epochs), file]
@@ -163,11 +177,32 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         with stopping_on_signals(parallel.exchange):
             history = trainer.fit(*loaders, settings.epochs)
 
-    if communicator.rank == 0:
+    if lead:
         save_model(out / "model.safetensors", model, config, scaling)
         title = f"{settings.model} on {settings.dataset}, {settings.optimizer}"
         draw_curves(history, out / "curves.png", title)
     return history
+
+
+def require_packages() -> None:
+    """Raise DependencyError where a training could not be shown or saved."""
+    safetensors()
+    require_tqdm()
+    require_matplotlib()
+
+
+def open_directory(out: Path, store: Store) -> None:
+    """Make --out ready: what is in it afterwards belongs to this training.
+
+    A training that goes on from a checkpoint in it keeps what it had written there.
+    """
+    make_directory(out)
+    if store.directory.exists():
+        make_directory(store.directory)
+    remove_torn(out, RESULTS)
+    remove_torn(store.directory, ("step-*",))
+    if not store.own:
+        remove_files(out, RESULTS)
 
 
 def go_on(trainer: Trainer, resume, store: Store, config: dict, scaling) -> None:
@@ -201,7 +236,12 @@ def evaluate_checkpoint(
         model = build_model(
             config["model"], tuple(config["image_shape"]), config["classes"]
         )
-        model.load_state_dict(state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path} holds other weights than its model {config['model']}: {error}"
+            ) from error
         parallel = DataParallel(model.to(device), communicator)
         settings = replace(settings, dataset=name).filled()
         loader = loader_of(test, settings, communicator, scaling, device, False)

@@ -29,13 +29,7 @@ class Console(Reporter):
     """A progress bar on standard error, a line an epoch on standard output."""
 
     def __init__(self, epochs: int):
-        try:
-            from tqdm import tqdm
-        except ImportError as error:
-            raise DependencyError(
-                "the progress bar needs tqdm: pip install tqdm"
-            ) from error
-        self.tqdm, self.epochs, self.bar = tqdm, epochs, None
+        self.tqdm, self.epochs, self.bar = require_tqdm(), epochs, None
 
     def begin(self, epoch: int, steps: int, done: int) -> None:
         self.bar = self.tqdm(
@@ -76,6 +70,17 @@ class MetricsFile(Reporter):
     def epoch(self, metrics) -> None:
         self.lines.append(json.dumps(metrics.as_dict()))
         replace_file(self.path, "\n".join(self.lines).encode() + b"\n")
+
+
+def require_tqdm():
+    """The progress bar's class; raises DependencyError where it is missing."""
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise DependencyError(
+            "the progress bar needs tqdm: pip install tqdm"
+        ) from error
+    return tqdm
 
 
 def require_matplotlib() -> None:

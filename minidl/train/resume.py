@@ -117,10 +117,15 @@ def locate(resume: str, store: Store):
     if resume == "auto":
         return store.latest(tell)
     path = Path(resume)
-    if not path.is_dir():
-        return path, read(path)
-    inside = path / store.directory.name
-    found = Store(inside if inside.is_dir() else path).latest(tell)
+    try:
+        if not path.is_dir():
+            return path, read(path)
+        inside = path / store.directory.name
+        found = Store(inside if inside.is_dir() else path).latest(tell)
+    except OSError as error:  # a closed directory above it, for one
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: {error.strerror or error}"
+        ) from error
     if found is None:
         raise CheckpointError(f"there is no checkpoint in {path}")
     return found

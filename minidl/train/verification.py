@@ -10,6 +10,7 @@ from minidl.train.flags import (
     add_batch_size,
     add_data,
     add_device,
+    add_model,
     add_seed,
     add_timeout,
     check_data,
@@ -27,7 +28,7 @@ def add_command(commands) -> None:
     )
     command.set_defaults(run=run)
     add_data(command, "digits")
-    command.add_argument("--model", choices=("cnn", "mlp"), default="cnn")
+    add_model(command)
     add_batch_size(command)
     command.add_argument(
         "--steps",
