@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ranks import ROOT, environment, find_mpiexec, run_job, why_no_ranks
+from safetensors.numpy import save
 
 import minidl as md
 from minidl import nn
+from minidl.array.errors import CheckpointError
 from minidl.data import Dataset, Standardize, load
 from minidl.distributed import Alone
-from minidl.train.checkpoint import load_model
+from minidl.train.checkpoint import digest, load_model, read
 from minidl.train.command_line import main
 from minidl.train.recipe import Settings, train
 
@@ -389,6 +391,116 @@ def test_damaged_checkpoints(tmp_path, trained, damage, words, capsys):
     path.write_bytes(damage((trained[0] / "model.safetensors").read_bytes()))
     assert main(["evaluate", "--checkpoint", str(path)]) == 1
     assert words in capsys.readouterr().err
+
+
+def rewrite(source, path, change, checksum=True):
+    """Write a checkpoint after `change(state, texts)`, with its checksum or without."""
+    state, texts = read(source)
+    del texts["sha256"]
+    change(state, texts)
+    if checksum:
+        texts["sha256"] = digest(state, texts)
+    path.write_bytes(save(state, texts))
+
+
+def configured(**others):
+    """A change to the config; None takes a name away."""
+
+    def change(state, texts):
+        config = json.loads(texts["config"]) | others
+        config = {k: v for k, v in config.items() if v is not None}
+        texts["config"] = json.dumps(config)
+
+    return change
+
+
+def scaled(text):
+    return lambda state, texts: texts.update(standardize=text)
+
+
+STRANGE = {
+    "no config": (lambda s, t: t.pop("config"), "config is missing"),
+    "no scaling": (lambda s, t: t.pop("standardize"), "standardize is missing"),
+    "broken JSON": (lambda s, t: t.update(config="{"), "does not say how it was"),
+    "deep JSON": (lambda s, t: t.update(config="[" * 100_000), "does not say how"),
+    "empty": (lambda s, t: t.update(config="{}"), "model is missing"),
+    "a list": (lambda s, t: t.update(config="[]"), "config should be an object"),
+    "model": (configured(model="vgg"), "model is 'vgg', known are cnn, mlp"),
+    "data set": (configured(dataset=[1]), "known are digits, mnist, fashion_mnist"),
+    "no classes": (configured(classes=None), "classes is missing"),
+    "many classes": (configured(classes=10**12), "classes one, got"),
+    "a shape": (configured(image_shape=7), "does not say how it was trained"),
+    "half a shape": (configured(image_shape=[8, 8]), "three whole numbers"),
+    "another model": (configured(model="mlp"), "other weights than its model mlp"),
+    "11 classes": (configured(classes=11), "6.bias has shape (11,) here"),
+    "no numbers": (scaled('{"mean": "a"}'), "should hold numbers under mean and std"),
+    "two channels": (scaled('{"mean": [0, 0], "std": [1, 1]}'), "one of each channel"),
+    "a number": (scaled("3"), "does not say how it was trained"),
+    "renamed": (lambda s, t: s.update(a=s.pop("6.bias")), "6.bias is missing; a is"),
+    "cut": (lambda s, t: s.update({"6.bias": s["6.bias"][:3]}), "6.bias has shape"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_checkpoints_that_are_whole_and_strange(tmp_path, trained, capsys, name):
+    change, words = STRANGE[name]
+    path = tmp_path / "model.safetensors"
+    rewrite(trained[0] / "model.safetensors", path, change)
+    assert main(["evaluate", "--checkpoint", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and str(path) in said
+    rewrite(trained[0] / "model.safetensors", path, change, checksum=False)
+    assert main(["evaluate", "--checkpoint", str(path)]) == 1
+    assert "not what its checksum was taken of" in capsys.readouterr().err
+
+
+def test_any_flipped_bit_is_seen(tmp_path, trained):
+    whole = (trained[0] / "model.safetensors").read_bytes()
+    expected = load_model(trained[0] / "model.safetensors")
+    path = tmp_path / "model.safetensors"
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, header, 150), *rng.integers(header, len(whole), 30)]
+    for place in [*range(8), header, len(whole) - 1, *places]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = load_model(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:  # a space between values
+            assert place < header and found[1] == expected[1]
+            assert all(np.array_equal(found[0][k], v) for k, v in expected[0].items())
+
+
+def test_checkpoints_one_may_not_read(tmp_path, capsys, monkeypatch):
+    for path, words in ((tmp_path, "Is a directory"), ("x" * 300, "File name too")):
+        assert main(["evaluate", "--checkpoint", str(path)]) == 1
+        said = capsys.readouterr().err
+        assert "cannot be read: " + words in said and said.count("\n") == 1
+    assert main(["train", "--resume", "x" * 300, "--out", str(tmp_path / "out")]) == 1
+    assert "cannot be read: File name too" in capsys.readouterr().err
+
+    def closed(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", closed)
+    assert main(["evaluate", "--checkpoint", "x"]) == 1
+    expected = "minidl evaluate: the checkpoint x cannot be read: Permission denied\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_strange_checkpoints_on_two_ranks(tmp_path, trained):
+    path = tmp_path / "model.safetensors"
+    for name in ("broken JSON", "renamed"):
+        change, words = STRANGE[name]
+        rewrite(trained[0] / "model.safetensors", path, change)
+        result = run("evaluate", "--checkpoint", path, ranks=2)
+        assert result.returncode == 1 and result.stderr.count(words) == 1
+        assert "Traceback" not in result.stderr and result.seconds < 10
 
 
 def test_a_checkpoint_for_other_images(tmp_path, trained, capsys, monkeypatch):
