@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -330,11 +331,21 @@ def test_output_that_goes_away(tmp_path):
     assert "Traceback" not in full.stderr
 
 
-@pytest.mark.parametrize("where", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("where", [">&- 2>&-", "2>/dev/full"])
 def test_no_output_at_all(tmp_path, where):
     short = ["train", "--epochs", 1, "--batch-size", 360, "--out", tmp_path]
     result = shell(f'"$@" {where}', *short)
     assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == RESULTS
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_ranks_without_output(tmp_path):
+    if reason := why_no_ranks():
+        pytest.skip(reason)
+    line = f"{sys.executable} -m minidl train --epochs 1 --out {tmp_path} >&- 2>&-"
+    assert run_job([find_mpiexec(), "-n", "2", "bash", "-c", line]).returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == RESULTS
 
 
@@ -456,7 +467,6 @@ def test_checkpoints_that_are_whole_and_strange(tmp_path, trained, capsys, name)
 
 def test_any_flipped_bit_is_seen(tmp_path, trained):
     whole = (trained[0] / "model.safetensors").read_bytes()
-    expected = load_model(trained[0] / "model.safetensors")
     path = tmp_path / "model.safetensors"
     header = 8 + int.from_bytes(whole[:8], "little")
     rng = np.random.default_rng(0)
@@ -465,13 +475,8 @@ def test_any_flipped_bit_is_seen(tmp_path, trained):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        try:
-            found = load_model(path)
-        except CheckpointError as error:
-            assert str(path) in str(error)
-        else:  # a space between values
-            assert place < header and found[1] == expected[1]
-            assert all(np.array_equal(found[0][k], v) for k, v in expected[0].items())
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            load_model(path)
 
 
 def test_checkpoints_one_may_not_read(tmp_path, capsys, monkeypatch):
@@ -485,6 +490,9 @@ def test_checkpoints_one_may_not_read(tmp_path, capsys, monkeypatch):
     def closed(path, *_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
+    monkeypatch.setattr(Path, "glob", closed)
+    assert main(["train", "--resume", "auto", "--out", str(tmp_path / "out")]) == 1
+    assert "out/checkpoints cannot be read: Permission" in capsys.readouterr().err
     monkeypatch.setattr(Path, "open", closed)
     assert main(["evaluate", "--checkpoint", "x"]) == 1
     expected = "minidl evaluate: the checkpoint x cannot be read: Permission denied\n"

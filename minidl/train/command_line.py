@@ -17,7 +17,7 @@ from minidl.train.flags import (
     check_data,
     number,
 )
-from minidl.train.output import ReaderGoneError, say, tell
+from minidl.train.output import ReaderGoneError, open_closed, say, tell
 from minidl.train.recipe import Settings, evaluate_checkpoint, train
 from minidl.train.resume import Stopped
 
@@ -140,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     1 otherwise.
     """
     command = "minidl"
+    open_closed()
     try:
         arguments = parser().parse_args(argv)
         command = f"minidl {arguments.command}"

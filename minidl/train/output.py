@@ -17,6 +17,17 @@ class ReaderGoneError(OutputError):
     status = 141  # a shell's for a command that SIGPIPE has ended
 
 
+def open_closed() -> None:
+    """Let an output that was closed from the start go nowhere.
+
+    Otherwise Python has None in its place, and the next file that is opened takes its
+    number, and all that a library prints.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+
+
 def leading() -> bool:
     """Whether this process speaks for its job: alone, or rank 0."""
     place = launched()
@@ -26,8 +37,7 @@ def leading() -> bool:
 def tell(text: str) -> None:
     """Print on standard output, of several ranks on the first.
 
-    Nothing is said where it was closed from the start; raises OutputError where it
-    takes no more, and ReaderGoneError where nobody reads.
+    Raises OutputError where it takes no more, and ReaderGoneError where nobody reads.
     """
     if not leading():
         return
@@ -57,9 +67,8 @@ class Aside:
 
     def write(self, text: str) -> None:
         try:
-            if sys.stderr is not None:  # closed from the start
-                sys.stderr.write(text)
-                sys.stderr.flush()
+            sys.stderr.write(text)
+            sys.stderr.flush()
         except OSError:
             discard(sys.stderr)
 

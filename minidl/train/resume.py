@@ -114,10 +114,10 @@ def locate(resume: str, store: Store):
     def tell(sentence):
         say(f"{sentence}; trying the one before")
 
-    if resume == "auto":
-        return store.latest(tell)
-    path = Path(resume)
+    path = store.directory if resume == "auto" else Path(resume)
     try:
+        if resume == "auto":
+            return store.latest(tell)
         if not path.is_dir():
             return path, read(path)
         inside = path / store.directory.name
