@@ -313,3 +313,9 @@ def test_result_types_are_pytorchs():
             assert str(result_type(a, b)) == expected, (a, b)
             result = md.add(*[x if np.isscalar(x) else md.Tensor(x) for x in (a, b)])
             assert str(result.dtype) == expected, (a, b)
+
+
+def test_shapes_that_do_not_broadcast_are_named():
+    for function in (md.add, md.maximum, md.atan2):
+        with pytest.raises(RuntimeError, match=r"shapes \(2, 2\) and \(3,\) do not"):
+            function(md.ones(2, 2), md.ones(3))

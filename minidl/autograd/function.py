@@ -41,6 +41,13 @@ def pack(array, inputs, arrays, outputs):
     return array
 
 
+def refuse_shapes(error: ValueError, arrays) -> None:
+    """Say in PyTorch's type of error, and in one sentence, what did not broadcast."""
+    if "broadcast" in str(error) or "shapes do not fit" in str(error):
+        shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+        raise RuntimeError(f"shapes {shapes} do not broadcast") from None
+
+
 class Op:
     """An operation on raw arrays; `backward` is written with operations on Tensors.
 
@@ -82,7 +89,11 @@ class Op:
             else:
                 arrays.append(x)
             edges.append(edge)
-        result = node.run(inputs, arrays)
+        try:
+            result = node.run(inputs, arrays)
+        except ValueError as error:
+            refuse_shapes(error, arrays)
+            raise
         several = type(result) is tuple
         if not needed:
             return tuple([Tensor(y) for y in result]) if several else Tensor(result)
