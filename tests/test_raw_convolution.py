@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minidl.array import convolution_columns as columns
 from minidl.array import (
-    convolution,
     convolution_cpu,
     convolution_plans,
     convolution_sweep,
@@ -40,6 +40,12 @@ TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "float16": 2e-2}
 
 def host(a):
     return a.get() if hasattr(a, "get") else np.asarray(a)
+
+
+def by_columns(x, w, b, *geometry):
+    """The textbook's convolution."""
+    shape = output_shape(x.shape, w.shape, *geometry)
+    return columns.forward(x, w, b, shape, *geometry)
 
 
 def assert_near(got, want, dtype="float64"):
@@ -203,11 +209,11 @@ def test_textbook_lowering_is_the_direct_sum(xp, case, block):
     x, w, b, geometry = case
     y, gx, gw, gy = direct(x, w, b, normal, *geometry)
     dx, dw, db, dgy = map(xp.asarray, (x, w, b, gy))
-    with mock.patch.object(convolution, "COLUMN_BYTES", block):
-        assert_near(convolution.forward(dx, dw, db, *geometry), y)
-        got = convolution.input_gradient(dgy, dw, x.shape, *geometry)
+    with mock.patch.object(columns, "COLUMN_BYTES", block):
+        assert_near(by_columns(dx, dw, db, *geometry), y)
+        got = columns.input_gradient(dgy, dw, x.shape, *geometry)
         assert_near(got, gx)
-        assert_near(convolution.weight_gradient(dgy, dx, w.shape, *geometry), gw)
+        assert_near(columns.weight_gradient(dgy, dx, w.shape, *geometry), gw)
 
 
 @given(
@@ -220,7 +226,7 @@ def test_blocks_for_numpy_are_the_textbook_lowering(case, block, loops):
     gy = normal(output_shape(x.shape, w.shape, *geometry))
     with cut(block, 0, 1), compiled(loops):
         got = convolution_cpu.input_gradient(gy, w, x.shape, *geometry)
-    assert_near(got, convolution.input_gradient(gy, w, x.shape, *geometry))
+    assert_near(got, columns.input_gradient(gy, w, x.shape, *geometry))
 
 
 @with_xp
@@ -316,14 +322,14 @@ def pairs_of(x_shape, w_shape, geometry, dtype):
     x, w, b, gy = (a.astype(dtype) for a in (x, w, b, gy))
     exact = [a.astype("float64") for a in (x, w, b, gy)]
     gw = np.full(w.shape, np.nan, dtype)
-    yield conv_forward(x, w, b, *geometry), convolution.forward(*exact[:3], *geometry)
+    yield conv_forward(x, w, b, *geometry), by_columns(*exact[:3], *geometry)
     yield (
         conv_input_gradient(gy, w, x.shape, *geometry),
-        convolution.input_gradient(exact[3], exact[1], x.shape, *geometry),
+        columns.input_gradient(exact[3], exact[1], x.shape, *geometry),
     )
     yield (
         conv_weight_gradient(gy, x, w.shape, *geometry, out=gw),
-        convolution.weight_gradient(exact[3], exact[0], w.shape, *geometry),
+        columns.weight_gradient(exact[3], exact[0], w.shape, *geometry),
     )
     yield conv_bias_gradient(gy), exact[3].sum((0, *range(2, gy.ndim)))
 
@@ -399,7 +405,7 @@ def test_same_threads_same_bits(count):
                 assert np.array_equal(again, gx)
                 again = conv_weight_gradient(y, x, w.shape, *geometry)
                 assert np.array_equal(again, gw)
-        want = convolution.forward(x, w, None, *geometry)
+        want = by_columns(x, w, None, *geometry)
         np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
     finally:
         threads.set_num_threads(before)

@@ -6,21 +6,18 @@ is computed is a cross-correlation,
 
     y[n, k, o] = b[k] + sum_{c, t} w[k, c, t] x[n, c, o * stride + t * dilation - p].
 
-This file holds the lowering of the textbooks, which is what a GPU runs: copy
-every window into a column and multiply matrices. `convolution_cpu` has the same
-three functions for NumPy, arranged so that everything stays in cache.
+This file chooses. `convolution_columns` is the lowering of the textbooks, which is what
+a GPU runs; `convolution_cpu` has the same three functions for NumPy, arranged so that
+everything stays in cache; `convolution_sweep` is compiled and goes first on a CPU.
 """
-
-from math import prod
 
 import numpy as np
 
+from minidl.array import convolution_columns as columns
 from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
 from minidl.array.device import array_module
-from minidl.array.windows import Array, Sizes, output_size, taps, windows
-
-COLUMN_BYTES = 30 << 20  # of one product; a GPU's second-level cache holds it
+from minidl.array.windows import Array, Sizes, output_size
 
 
 def output_shape(
@@ -74,7 +71,7 @@ def conv_forward(
         start = 0 if b is None else b.reshape(-1, *(1 for _ in stride))
         return xp.zeros(shape, x.dtype) + start
     if xp is not np:
-        return forward(x, w, b, *geometry)
+        return columns.forward(x, w, b, shape, *geometry)
     bias = None if b is None else _wide(b)
     x, w, dtype = _wide(x), _wide(w), x.dtype
     y = sweep.forward(x, w, bias, shape, *geometry)
@@ -109,7 +106,7 @@ def conv_input_gradient(
             gy, _turned(w, groups), None, stride, padding, dilation, groups
         )
     if array_module(gy) is not np:
-        return input_gradient(gy, w, x_shape, *geometry)
+        return columns.input_gradient(gy, w, x_shape, *geometry)
     gx = cpu.input_gradient(_wide(gy), _wide(w), x_shape, *geometry)
     return gx.astype(gy.dtype, copy=False)
 
@@ -136,7 +133,7 @@ def conv_weight_gradient(
     if not out.size:
         return out
     if xp is not np:
-        out[...] = weight_gradient(gy, x, w_shape, *geometry)
+        out[...] = columns.weight_gradient(gy, x, w_shape, *geometry)
         return out
     wide = np.empty(w_shape, np.float32) if _is_half(out) else out
     gy, x = _wide(gy), _wide(x)
@@ -198,76 +195,3 @@ def _turned(w, groups):
     w = w.reshape(groups, k // groups, c, *kernel).swapaxes(1, 2)
     w = w[(..., *(slice(None, None, -1) for _ in kernel))]
     return w.reshape(groups * c, k // groups, *kernel)
-
-
-# The lowering of the textbooks, a group and a chunk of the batch at a time.
-
-
-def forward(x, w, b, stride, padding, dilation, groups):
-    """Y = W @ columns(x), all matrices two-dimensional."""
-    xp = array_module(x)
-    n, k, *out = output_shape(x.shape, w.shape, stride, padding, dilation, groups)
-    y = xp.empty((n, k, *out), x.dtype)
-    for part in _chunks(x, w.shape, out):
-        for xs, ws, ys in _groups(groups, x[part], w, y[part]):
-            columns = _columns(xs, w.shape[2:], stride, padding, dilation)
-            rows = ws.reshape(len(ws), -1) @ columns
-            ys[...] = rows.reshape(len(ws), len(xs), *out).swapaxes(0, 1)
-    if b is not None:
-        y += b.reshape(-1, *(1 for _ in out))
-    return y
-
-
-def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
-    """columns(gx) = W.T @ gY, added up where the columns came from."""
-    xp = array_module(gy)
-    gx = xp.zeros(x_shape, gy.dtype)
-    size, out, kernel = tuple(x_shape[2:]), gy.shape[2:], w.shape[2:]
-    reach = taps(size, out, kernel, stride, padding, dilation)
-    for part in _chunks(gx, w.shape, out):
-        for gxs, ws, gys in _groups(groups, gx[part], w, gy[part]):
-            columns = ws.reshape(len(ws), -1).T @ _rows(gys)
-            columns = columns.reshape(-1, *kernel, len(gxs), *out)
-            for tap, served, read in reach:
-                here = columns[(slice(None), *tap, slice(None), *served)]
-                gxs[(..., *read)] += here.swapaxes(0, 1)
-    return gx
-
-
-def weight_gradient(gy, x, w_shape, stride, padding, dilation, groups):
-    """gW = gY @ columns(x).T, summed over the chunks in their order."""
-    xp = array_module(x)
-    gw = xp.zeros(w_shape, np.float32 if _is_half(x) else x.dtype)
-    for part in _chunks(x, w_shape, gy.shape[2:]):
-        for xs, gws, gys in _groups(groups, x[part], gw, gy[part]):
-            columns = _columns(xs, w_shape[2:], stride, padding, dilation)
-            gws += (_rows(gys) @ columns.T).reshape(gws.shape)
-    return gw
-
-
-def _chunks(x, w_shape, out):
-    """Slices of the batch whose columns are at most COLUMN_BYTES."""
-    image = prod(w_shape[1:]) * prod(out) * x.dtype.itemsize
-    step = max(1, COLUMN_BYTES // max(1, image))
-    return [slice(start, start + step) for start in range(0, len(x), step)]
-
-
-def _groups(groups, x, w, y):
-    """The channels of each group: views of x, w and y."""
-    k, c = len(w) // groups, w.shape[1]
-    for g in range(groups):
-        ws = w[g * k : (g + 1) * k]
-        yield x[:, g * c : (g + 1) * c], ws, y[:, g * k : (g + 1) * k]
-
-
-def _columns(x, kernel, stride, padding, dilation):
-    """(C * prod(kernel), N * prod(out)): each window of the batch a column."""
-    view = windows(x, kernel, stride, padding, dilation)
-    view = view.swapaxes(0, 1)  # (C, N, *kernel, *out)
-    axes = (0, *range(2, 2 + len(kernel)), 1, *range(2 + len(kernel), view.ndim))
-    return view.transpose(axes).reshape(x.shape[1] * prod(kernel), -1)
-
-
-def _rows(y):
-    """(N, K, *out) -> (K, N * prod(out))."""
-    return y.swapaxes(0, 1).reshape(y.shape[1], -1)
