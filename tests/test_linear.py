@@ -225,3 +225,16 @@ def test_gradients_are_written_into_flat_storage():
 def test_operands_that_do_not_fit(wrong):
     with pytest.raises(RuntimeError):
         wrong()
+
+
+def test_products_with_what_is_no_tensor():
+    x = md.ones(2, 2)
+    two = np.ones((2, 2), np.float32)
+    for y in (x @ two, two @ x, md.matmul(two, x)):
+        assert isinstance(y, md.Tensor) and np.array_equal(y.numpy(), 2 * two)
+    with pytest.raises(RuntimeError, match="needs operands of at least 1 dimensions"):
+        x @ 3
+    with pytest.raises(TypeError, match="linear takes a Tensor, got list"):
+        md.nn.Linear(2, 3)([1.0, 2.0])
+    with pytest.raises(TypeError, match="takes a Module, got NoneType"):
+        md.distributed.DataParallel(None)

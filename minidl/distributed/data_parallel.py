@@ -46,6 +46,8 @@ class DataParallel:
         overlap: bool = True,
         compression: str | None = None,
     ):
+        if not isinstance(module, Module):
+            raise TypeError(f"DataParallel takes a Module, got {type(module).__name__}")
         half = half_dtype(compression)
         self.module = module
         self.communicator = init() if communicator is None else communicator

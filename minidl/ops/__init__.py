@@ -63,7 +63,7 @@ OPERATORS = {
     "__pos__": lambda self: self,
     "__abs__": elementwise.abs,
     "__matmul__": linear.matmul,
-    "__rmatmul__": lambda self, other: linear.matmul(as_tensor(other, self), self),
+    "__rmatmul__": reflected(linear.matmul),
     "__and__": comparison.bitwise_and,
     "__rand__": comparison.bitwise_and,
     "__or__": comparison.bitwise_or,

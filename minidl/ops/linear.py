@@ -7,6 +7,7 @@ from minidl.array import matmul as raw
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.arithmetic import add, mul
+from minidl.ops.operands import as_tensor
 from minidl.ops.shape import Reshape, expand, matrix_transpose, t, unsqueeze
 
 
@@ -64,6 +65,9 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     one matrix is a product of two matrices; two stacks broadcast.
     """
     a, b = input, other
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):  # arrays, as in a + b
+        a = as_tensor(a, b if isinstance(b, Tensor) else None)
+        b = as_tensor(b, a)
     shapes = a.data.shape, b.data.shape
     if len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][1] == shapes[1][0]:
         if a.data.dtype == b.data.dtype:
@@ -167,6 +171,8 @@ def combined(input: Tensor, y: Tensor, beta, alpha) -> Tensor:
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input W^T + b, for input (*, in_features), weight (out_features, in_features)."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"linear takes a Tensor, got {type(input).__name__}")
     if input.ndim == 0 or input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(
             f"linear: input of shape {tuple(input.shape)} does not fit a weight of "
