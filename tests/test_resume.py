@@ -20,7 +20,8 @@ from minidl.array.errors import CheckpointError, DistributedError, UsageError
 from minidl.array.random import uniform
 from minidl.array.sampling import Sampler
 from minidl.array.threads import get_num_threads, set_num_threads
-from minidl.distributed import Alone, Simulated
+from minidl.distributed import Alone, DataParallel, Simulated
+from minidl.optim import SGD, GradScaler
 from minidl.train import trainer
 from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
@@ -116,6 +117,40 @@ def test_random_numbers_and_running_statistics_go_on(tmp_path, monkeypatch, rank
     assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_scale_of_the_loss_goes_on(tmp_path, monkeypatch, ranks):
+    def scaled(*arguments, **options):  # overflows at first, then after each growth
+        scaler = GradScaler(init_scale=2.0**126, growth_interval=3)
+        return trainer.Trainer(*arguments, scaler=scaler, **options)
+
+    monkeypatch.setattr("minidl.train.recipe.Trainer", scaled)
+    run(ranks, tmp_path / "whole", save_every=7, keep=99)
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    scales = []
+    for step in (7, 14, 21):
+        state = read(checkpoints / f"step-{step:08d}.json")["training"]
+        steps = state["optimizer"]["state"]["1.weight"]["step"]
+        scales.append(state["scaler"])
+        assert steps < step and 0 < state["scaler"]["scale"] < 2.0**126
+        out = tmp_path / f"from{step}"
+        run(ranks, out, resume=str(checkpoints / f"step-{step:08d}.json"))
+        assert same_bits(weights(out), weights(tmp_path / "whole"))
+        assert metrics(out) == metrics(tmp_path / "whole")
+    assert any(state["_growth_tracker"] for state in scales)
+
+
+def test_a_scale_that_was_not_saved_is_missed():
+    model = DataParallel(nn.Linear(2, 2), Alone())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    state = trainer.Trainer(model, optimizer).state_dict()
+    before = model.module.weight.numpy().copy()
+    model.module.weight.data[...] += 1
+    scaled = trainer.Trainer(model, optimizer, scaler=GradScaler())
+    with pytest.raises(RuntimeError, match="GradScaler that was not enabled"):
+        scaled.load_state_dict(state)
+    np.testing.assert_array_equal(model.module.weight.numpy(), before + 1)
+
+
 def stop_at(monkeypatch, step, act) -> None:
     """Call act(model) in that step of each rank, counted from now."""
     real, done = trainer.train_step, Counter()
@@ -186,7 +221,8 @@ def test_a_checkpoint_says_where_it_stands(whole, ranks):
     assert state["config"]["batch_size"] == 100 and state["config"]["ranks"] == ranks
     assert state["standardize"]["mean"].shape == (1,)
     training = state["training"]
-    assert set(training) == {"model", "optimizer", "scheduler", "progress", "ranks"}
+    assert " ".join(training) == "model optimizer scheduler scaler progress ranks"
+    assert training["scaler"] == {}
     assert training["progress"]["epoch"] == 2 and training["progress"]["steps"] == 1
     assert len(training["progress"]["history"]) == 1
     assert len(training["ranks"]) == ranks

@@ -13,9 +13,10 @@ from minidl.autograd.mode import no_grad
 from minidl.data import DataLoader
 from minidl.distributed import DataParallel
 from minidl.nn import functional as F
+from minidl.optim import GradScaler
 from minidl.train.progress import Metrics, Progress
 from minidl.train.report import Reporter
-from minidl.train.step import train_step
+from minidl.train.step import UNSCALED, train_step
 
 
 class DivergedError(MinidlError, ArithmeticError):
@@ -26,7 +27,8 @@ class Trainer:
     """Trains a classifier: `model` is a DataParallel, `loss_fn(scores, labels)` a mean.
 
     `scheduler`, if there is one, is stepped after every step. `reporters` hear of
-    the steps and epochs; on ranks other than 0 there are usually none. `progress` says
+    the steps and epochs; on ranks other than 0 there are usually none. `scaler` scales
+    the loss, and is part of the state; without one nothing is scaled. `progress` says
     where the training stands; `fit` goes on from there.
     """
 
@@ -37,9 +39,11 @@ class Trainer:
         loss_fn=F.cross_entropy,
         scheduler=None,
         reporters: Sequence[Reporter] = (),
+        scaler: GradScaler = UNSCALED,
     ):
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.reporters = scheduler, list(reporters)
+        self.scaler = scaler
         self.progress = Progress()
 
     def fit(self, train: DataLoader, test: DataLoader, epochs: int) -> list[Metrics]:
@@ -87,7 +91,9 @@ class Trainer:
         sums = progress.sums
         for step, (images, labels) in enumerate(loader, progress.steps + 1):
             communicator.doing = f"step {step} of epoch {progress.epoch}"
-            loss = train_step(self.model, self.loss_fn, self.optimizer, images, labels)
+            loss = train_step(
+                self.model, self.loss_fn, self.optimizer, images, labels, self.scaler
+            )
             if self.scheduler is not None:
                 self.scheduler.step()
             sums += loss.total.item(), loss.count, len(labels)
@@ -124,6 +130,7 @@ class Trainer:
             "model": self.model.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scaler": self.scaler.state_dict(),
             "progress": self.progress.state_dict(),
             "ranks": self.model.communicator.all_gather_object(own),
         }
@@ -131,8 +138,10 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Go on from a state, on as many ranks as it was taken from or others.
 
-        On others, all take the random numbers and buffers of rank 0.
+        On others, all take the random numbers and buffers of rank 0. Raises
+        RuntimeError where this training scales its loss and that one did not.
         """
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.model.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
