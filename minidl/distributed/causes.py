@@ -26,9 +26,16 @@ LOST_RANK = "forgotten rank"
 BATCH_NORM = "batch norm"
 COUPLED = "samples that depend on each other"
 RANDOM = "random layers"
+COMPRESSION = "compression"
 ROUNDING = "rounding"
 UPDATE = "changed weights"
 UNKNOWN = "unknown"
+
+# binary digits, the smallest number above 0, the largest; the coarsest first
+PRECISIONS = {
+    "bfloat16": (8, 2.0**-133, 2.0**128),
+    "float16": (11, 2.0**-24, 65504.0),
+}
 
 
 def explain_samples(expected, everyone):
@@ -86,6 +93,7 @@ class Gradients:
             self.stale,
             self.skipped,
             self.lost_rank,
+            self.compression,
             self.random,
             self.rounding,
         )
@@ -120,7 +128,7 @@ class Gradients:
     def division(self):
         ranks = len(self.everyone)
         busy = [step for step in self.everyone if step.count]
-        means = {k: sum(step.own[k] / step.count for step in busy) for k in self.truth}
+        means = {k: sum(step.mean[k] for step in busy) for k in self.truth}
         k = self.factor(means)
         if k is not None and np.isclose(k, 1):
             return DIVISION, (
@@ -134,7 +142,7 @@ class Gradients:
                 f"are over {counts} terms; weight them by these"
             )
         k = self.factor(self.truth)
-        if k is None:
+        if k is None or np.isclose(k, 1):
             return None
         return (DIVISION if abs(k) > 1 else TWICE), (
             f"the gradient of {self.which} is {k:.6g} times that of the global batch, "
@@ -150,15 +158,17 @@ class Gradients:
         got = [step.gradients[k] for step in self.everyone for k in self.wrong]
         if not any(gradient.any() for gradient in got):
             return SKIPPED, f"the gradient of {self.which} is zero on every rank"
-        own = [
-            multiple(step.gradients, step.own, self.wrong, self.tolerance)
-            for step in self.everyone
-            if any(step.own[k].any() for k in self.wrong)
-        ]
-        if own and None not in own:
-            return SKIPPED, (
-                f"each rank has its own gradient of {self.which}: it is not exchanged"
-            )
+        busy = [s for s in self.everyone if any(s.own[k].any() for k in self.wrong)]
+        for own in ([step.own for step in busy], [step.mean for step in busy]):
+            factors = [
+                multiple(step.gradients, its, self.wrong, self.tolerance)
+                for step, its in zip(busy, own, strict=True)
+            ]
+            if factors and None not in factors:
+                return SKIPPED, (
+                    f"each rank has its own gradient of {self.which}: it is not "
+                    "exchanged"
+                )
 
     def lost_rank(self):
         for rank, step in enumerate(self.everyone):
@@ -167,6 +177,32 @@ class Gradients:
                 return LOST_RANK, (
                     f"the gradient of {self.which} lacks the part of rank {rank}"
                 )
+
+    def compression(self):
+        for name, precision in PRECISIONS.items():
+            if all(
+                self.rounded(k, step.gradients[k] * self.total, *precision)
+                for step in self.everyone
+                for k in self.truth
+            ):
+                return COMPRESSION, (
+                    f"gradients are sent in {name}, and differ by its "
+                    f"{'rounding' if np.isfinite(self.worst) else 'overflow'} alone; "
+                    "verify without compression, or with a larger tolerance"
+                )
+
+    def rounded(self, k, sent, digits, smallest, largest) -> bool:
+        """Whether this is the truth, times the count, but for what half precision does.
+
+        Each rank's part is rounded to so many binary digits, and so is their sum.
+        """
+        parts = sum(np.abs(step.own[k]) for step in self.everyone)
+        bound = len(self.everyone) * (2.0 ** (1 - digits) * parts + smallest)
+        near = np.abs(sent - self.total * self.truth[k]) <= bound
+        overflown = ~np.isfinite(sent) & (parts > largest)
+        mantissa = np.frexp(np.where(overflown, 0, sent))[0] * 2**digits
+        few = np.abs(mantissa - np.rint(mantissa)) < 1e-9
+        return bool((few & (near | overflown)).all())
 
     def random(self):
         if not all(step.repeatable for step in self.everyone):
@@ -179,5 +215,5 @@ class Gradients:
         if self.worst < 1e-2:
             return ROUNDING, (
                 f"the gradient of {self.which} is right within {self.worst:.1e}; if it "
-                "is sent in a lower precision, verify with a larger tolerance"
+                "is computed in a lower precision, verify with a larger tolerance"
             )

@@ -6,6 +6,7 @@ Most of them still train, which is why they go unnoticed.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -151,6 +152,10 @@ FAULTS = {
         causes.LAST_BATCH,
     ),
     "padded-batch": (loader(PaddedShares), causes.UNEVEN),
+    "compression": (
+        exchange(partial(DataParallel, compression="float16")),
+        causes.COMPRESSION,
+    ),
     "rank-seed": (rank_seed, causes.SEED),
     "batch-norm": (with_layer(BatchNorm1d), causes.BATCH_NORM),
     "dropout": (with_layer(lambda features: Dropout(0.5)), causes.RANDOM),

@@ -83,6 +83,7 @@ class Step:
     samples: list[bytes] = field(default_factory=list)
     own: dict[str, np.ndarray] = field(default_factory=dict)  # summed over its samples
     count: float = 0.0  # the terms of that sum
+    mean: dict[str, np.ndarray] = field(default_factory=dict)  # were that the loss
     repeatable: bool = True  # whether the same samples give the same gradient again
     norms: list[str] = field(default_factory=list)  # layers of batch statistics
 
@@ -101,19 +102,23 @@ class OneRank:
 
 
 class Twin:
-    """A copy of the model that tells what a rank's own samples contribute."""
+    """A copy of the model that tells what a rank's own samples contribute.
+
+    Of the sum of their losses, or of its mean: where layers such as SyncBatchNorm pass
+    gradients on between ranks, the one is no multiple of the other.
+    """
 
     def __init__(self, model: Module):
         self.parallel = DataParallel(deepcopy(model), Alone(), overlap=False)
 
-    def sums(self, model: Module, loss_fn, inputs, labels):
-        """(gradients of the sum of the losses, number of its terms)."""
+    def contribute(self, model: Module, loss_fn, inputs, labels, mean: bool = False):
+        """(gradients of the sum or mean of the losses, number of its terms)."""
         twin = self.parallel.module
         for mine, its in zip(twin.parameters(), model.parameters(), strict=True):
             mine.data[...] = its.data
             mine.grad = None
         loss = loss_fn(twin(inputs), labels)
-        self.parallel.share(loss).backward()
+        (loss if mean else self.parallel.share(loss)).backward()
         return gradients_of(twin), float(loss.count)
 
 
@@ -153,9 +158,11 @@ def walk(trial: Trial, communicator: Communicator, make_exchange):
         inputs, labels = (as_tensor(array, device) for array in batch)
         step = Step(number, {}, {}, epoch, digests(inputs, labels), norms=norms)
         if twin is not None:
-            step.own, step.count = twin.sums(model, trial.loss_fn, inputs, labels)
+            samples = model, trial.loss_fn, inputs, labels
+            step.own, step.count = twin.contribute(*samples)
+            step.mean, _ = twin.contribute(*samples, mean=True)
             if number == 1:
-                again, _ = twin.sums(model, trial.loss_fn, inputs, labels)
+                again, _ = twin.contribute(*samples)
                 same = (np.array_equal(again[k], g) for k, g in step.own.items())
                 step.repeatable = all(same)
         model.zero_grad()
