@@ -187,6 +187,12 @@ def test_comparison_with_what_is_no_number():
         operator.lt(x, "text")
 
 
+@pytest.mark.parametrize("compare", [operator.eq, operator.lt, md.logical_and])
+def test_comparison_of_shapes_that_do_not_broadcast(compare):
+    with pytest.raises(RuntimeError, match=r"^shapes \(3,\) and \(4,\) do not broad"):
+        compare(md.zeros(3), md.zeros(4))
+
+
 def test_rounding_to_decimals():
     x = np.array([0.5, 1.5, 2.5, -0.125, 1234.567])
     for decimals in (0, 2, -2):

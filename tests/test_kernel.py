@@ -448,6 +448,8 @@ def test_without_a_compiler_numpy_runs_and_says_so_once():
     code = AXPY_IN_PYTHON + "axpy(y.astype('f4'), out=y.astype('f4'), a=1)"
     _, said = run_python(code, MINIDL_COMPILER="none")
     assert said.count("no C++ compiler") == 1
+    _, said = run_python(AXPY_IN_PYTHON, MINIDL_COMPILER="/nope")
+    assert said.count("MINIDL_COMPILER=/nope names a compiler that is not there") == 1
 
 
 def test_a_compiler_that_fails_is_reported(tmp_path):

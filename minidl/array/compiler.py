@@ -38,10 +38,7 @@ def load(source: str, *flags: str) -> ctypes.CDLL | None:
     """
     command = compiler()
     if command is None:
-        _warn(
-            "no C++ compiler was found, so kernels run in NumPy, which is slower: "
-            "install g++, or name a compiler in MINIDL_COMPILER"
-        )
+        _warn(f"{why_no_compiler()}, so kernels run in NumPy, which is slower")
         return None
     text = "\0".join(
         [source, *command, _identity(command[0]), *FLAGS, *flags, _processor()]
@@ -69,6 +66,21 @@ def compiler() -> tuple[str, ...] | None:
         if path:
             return (os.path.realpath(path), *rest)
     return None
+
+
+def why_no_compiler() -> str:
+    """What is missing, and what to do about it."""
+    named = os.environ.get("MINIDL_COMPILER")
+    if named == "none":
+        return "MINIDL_COMPILER=none asks for no C++ compiler"
+    if named:
+        return (
+            f"MINIDL_COMPILER={named} names a compiler that is not there (give another "
+            "one, or leave the variable out)"
+        )
+    return (
+        "no C++ compiler was found (install g++, or name a compiler in MINIDL_COMPILER)"
+    )
 
 
 def _identity(path: str) -> str:

@@ -4,6 +4,7 @@ gradient."""
 from functools import update_wrapper
 
 from minidl.array.device import array_module
+from minidl.autograd.function import refuse_shapes
 from minidl.autograd.tensor import Tensor
 from minidl.ops.operands import as_tensor, matched
 from minidl.ops.reduce import normal_dims
@@ -25,7 +26,11 @@ def of_two(name: str, meaning: str, numpy: str = ""):
     def function(input, other) -> Tensor:
         a, b = matched(input, other)
         a, b = (x.data if isinstance(x, Tensor) else x for x in (a, b))
-        return Tensor(getattr(array_module(a, b), numpy or name)(a, b))
+        try:
+            return Tensor(getattr(array_module(a, b), numpy or name)(a, b))
+        except ValueError as error:
+            refuse_shapes(error, (a, b))
+            raise
 
     return named(function, name, meaning)
 
