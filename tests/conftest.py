@@ -77,3 +77,14 @@ def derived_kernels() -> dict[str, Kernel]:
         ]
         found |= {function.name: function.kernel for function in functions}
     return found
+
+
+@pytest.fixture
+def stand_in():
+    """A strict stand-in for CuPy, where there is no CUDA device; see stand_in.py."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    import stand_in as module
+
+    module.install()
+    yield module
+    module.remove()

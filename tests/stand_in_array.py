@@ -1,0 +1,453 @@
+"""The stand-in's cupy.ndarray: what CuPy's has, with values by NumPy.
+
+It is no numpy.ndarray and turns into none by itself; NumPy's arrays mixed with it are
+refused as CuPy refuses them.
+"""
+
+import inspect
+import re
+
+import cupy
+import numpy
+import stand_in_cuda as cuda
+from stand_in_cuda import Arrival, refuse_in_capture, syncs, uploads
+from stand_in_memory import MemoryPointer
+
+BLAS = ("matmul", "dot", "vdot", "inner", "tensordot", "einsum")
+SUMS = ("sum", "mean", "prod", "var", "std", "cumsum", "cumprod")
+SYNCING = (
+    *("nonzero", "argwhere", "flatnonzero", "unique", "bincount", "extract"),
+    *("compress", "histogram", "array_equiv"),
+)
+NO_LAUNCH = ("empty", "empty_like")
+
+
+def signature_of(function) -> inspect.Signature | None:
+    """Of a Python function, or of Cython's as its documentation says it."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        found = re.match(r"[\w.]+\((.*?)\)", function.__doc__ or "")
+    if found is None:
+        return None
+    arguments = re.sub(r"(\b[A-Z_a-z]\w* )(?=\w+\s*[,=)])", "", found[1])
+    try:
+        return inspect.signature(eval(f"lambda {arguments}: 0"))
+    except (SyntaxError, NameError):
+        return None
+
+
+class ndarray:
+    """A stand-in for cupy.ndarray."""
+
+    __module__ = "cupy"
+    __array_priority__ = 100
+    __hash__ = None
+
+    def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
+        shape = (shape,) if isinstance(shape, int | numpy.integer) else tuple(shape)
+        dtype = numpy.dtype(dtype)
+        if dtype.kind not in "biufcV" or (dtype.kind == "V" and dtype.char != "E"):
+            raise ValueError(f"Unsupported dtype {dtype}")
+        size = dtype.itemsize * int(numpy.prod(shape, dtype=object))
+        if memptr is None:
+            memptr = cuda.alloc(size)
+        self.base, self._memory = None, memptr.mem
+        self._array = numpy.ndarray(
+            shape, dtype, memptr.mem.bytes, memptr._offset, strides, order
+        )
+
+    @property
+    def data(self) -> MemoryPointer:
+        offset = self._array.ctypes.data - self._memory.ptr
+        return MemoryPointer(self._memory, offset)
+
+    @property
+    def device(self):
+        return cuda.Device(self._memory.device_id)
+
+    @property
+    def flags(self):
+        return Flags(self._array.flags)
+
+    @property
+    def __cuda_array_interface__(self):
+        described = self._array.__array_interface__
+        stream = cuda.get_current_stream().ptr
+        return described | {"version": 3, "stream": stream or 1}
+
+    # ---- to and from the host
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        stream = cuda.get_current_stream() if stream is None else stream
+        refuse_in_capture("a copy to the host", stream)
+        if out is None:
+            out = numpy.empty(self.shape, self.dtype, order.replace("A", "C"))
+        elif not isinstance(out, numpy.ndarray):
+            raise TypeError("Only numpy.ndarray can be obtained from cupy.ndarray")
+        elif out.dtype != self.dtype:
+            raise TypeError(f"{out.dtype} array cannot be obtained from {self.dtype}")
+        elif out.shape != self.shape:
+            raise ValueError(f"Shape mismatch: {out.shape}, {self.shape}")
+        elif not (out.flags.c_contiguous or out.flags.f_contiguous):
+            raise RuntimeError("`out` cannot be specified when copying to non-contiguous")
+
+        def copy():
+            now = self._array.copy()
+            stream.arrivals.append(Arrival(lambda: numpy.copyto(out, now)))
+
+        cuda.enqueue("to host", copy, [touched(self)], stream=stream, kind=[])
+        if blocking or not cuda.is_pinned(out):
+            syncs.append("get")
+            stream.arrive()
+        return out
+
+    def set(self, arr, stream=None) -> None:
+        stream = cuda.get_current_stream() if stream is None else stream
+        if not isinstance(arr, numpy.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if self.dtype != arr.dtype:
+            raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
+        if self.shape != arr.shape:
+            raise ValueError(f"Shape mismatch: {self.shape}, {arr.shape}")
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        refuse_in_capture("a copy from the host", stream)
+
+        def copy():
+            self._array[...] = arr
+            if cuda.is_pinned(arr):
+                now = arr.copy()
+                stream.arrivals.append(Arrival(lambda: _unchanged(arr, now)))
+
+        cuda.enqueue("set", copy, (), [touched(self)], stream, kind=uploads)
+
+    def _to_host(self, name: str) -> numpy.ndarray:
+        refuse_in_capture(name)
+        syncs.append(name)
+        cuda.get_current_stream().arrive()
+        return self._array
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use "
+            "`.get()` to construct a NumPy array explicitly."
+        )
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        function = getattr(module(), ufunc.__name__, None)
+        if method != "__call__":
+            function = getattr(function, method, None)
+        if function is None:
+            return NotImplemented
+        return function(*inputs, **kwargs, **({"out": out[0]} if out else {}))
+
+    def __array_function__(self, function, types, args, kwargs):
+        return getattr(module(), function.__name__)(*args, **kwargs)
+
+    def __len__(self):
+        return len(self._array)
+
+    def __iter__(self):
+        return (self[k] for k in range(len(self)))
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    # ---- indexing
+    def __getitem__(self, index):
+        index, basic, syncing = _device_index(index)
+        if syncing:
+            refuse_in_capture("a boolean index")
+            syncs.append("mask")
+        if basic:
+            return _view(self, self._array[index])
+        index, extra = _bare(index)
+        return operation("getitem", lambda array, *_: array[index], (self, *extra))
+
+    def __setitem__(self, index, value):
+        if isinstance(value, numpy.ndarray) and value.ndim:
+            if index != slice(None):
+                raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+            return self.set(value)
+        index, _, syncing = _device_index(index)
+        if syncing and isinstance(value, ndarray) and value.ndim:
+            refuse_in_capture("a boolean index")
+            syncs.append("mask")
+        index, extra = _bare(index)
+
+        def run(array, value, *_, out):
+            out[index] = value
+
+        operation("setitem", run, (self, value, *extra), out=self)
+
+
+def _device_index(index):
+    """The index, whether it makes a view, whether its result's size is not known."""
+    parts = index if isinstance(index, tuple) else (index,)
+    found, basic, syncing = [], True, False
+    for part in parts:
+        if isinstance(part, list | numpy.ndarray) and numpy.ndim(part):
+            part = module().asarray(part)
+        if isinstance(part, ndarray):
+            basic, syncing = False, syncing or part.dtype == bool
+        found.append(part)
+    return (tuple(found) if isinstance(index, tuple) else found[0]), basic, syncing
+
+
+def _bare(index):
+    """The index with NumPy's arrays, and the device's arrays in it."""
+    parts = index if isinstance(index, tuple) else (index,)
+    bare = tuple(plain(part) for part in parts)
+    return (bare if isinstance(index, tuple) else bare[0]), arrays_in(parts)
+
+
+def _unchanged(array, before) -> None:
+    if array.tobytes() != before.tobytes():
+        raise RuntimeError("pinned memory was written before its copy was done")
+
+
+class Flags:
+    """Those that CuPy's flags have."""
+
+    def __init__(self, flags):
+        self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
+        self.owndata, self.fnc, self.forc = flags.owndata, flags.fnc, flags.forc
+
+    def __getitem__(self, name):
+        return getattr(self, {"C_CONTIGUOUS": "c_contiguous"}.get(name, name.lower()))
+
+
+# ---- operations ------------------------------------------------------------------
+def module():
+    """The stand-in for cupy."""
+    import stand_in
+
+    return stand_in.cupy
+
+
+def touched(array: ndarray):
+    return array._memory, array._array
+
+
+def plain(value):
+    """NumPy's arrays in the place of the device's; NumPy's own are refused."""
+    if isinstance(value, ndarray):
+        if value.device.id != cuda.current_device():
+            raise ValueError(
+                f"Array device must be same as the current device: array device = "
+                f"{value.device.id} while current = {cuda.current_device()}"
+            )
+        return value._array
+    if isinstance(value, numpy.ndarray):
+        raise TypeError(f"Unsupported type {type(value)}")
+    if isinstance(value, list | tuple):
+        return type(value)(plain(x) for x in value)
+    return value
+
+
+def arrays_in(values) -> list[ndarray]:
+    """Those of the device, in lists and tuples too."""
+    found = []
+    for value in values:
+        if isinstance(value, ndarray):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += arrays_in(value)
+    return found
+
+
+def operation(name, function, args, kwargs=None, out=None):
+    """A launch of NumPy's function on arrays of the device; or a view, for nothing.
+
+    Where `out` is given the function has an argument of this name and writes there.
+    """
+    kwargs = kwargs or {}
+    sources = arrays_in([*args, *kwargs.values()])
+    bare = [plain(x) for x in args]
+    named = {key: plain(value) for key, value in kwargs.items()}
+    if name in BLAS:
+        _check_blas(name, sources)
+    if name in SYNCING:
+        refuse_in_capture(name)
+        syncs.append(name)
+    reads = [touched(x) for x in sources]
+
+    def run(**to):
+        with numpy.errstate(all="ignore"):
+            return function(*bare, **named, **to)
+
+    if out is not None:
+        target = plain(out)
+        if cuda.get_current_stream().is_capturing():
+            run(out=target.copy())  # what is wrong is said now
+        cuda.enqueue(name, lambda: run(out=target), reads, [touched(out)])
+        return out
+    result = run()
+    if not isinstance(result, numpy.ndarray | numpy.generic | tuple | list):
+        return result
+    several = isinstance(result, tuple | list)
+    results = [numpy.asarray(x) for x in (result if several else [result])]
+    made = [_made(x, sources) for x in results]
+    fresh = [k for k, x in enumerate(made) if x is not None and x.base is None]
+    if fresh and name not in NO_LAUNCH:
+        targets = [(k, made[k]._array) for k in fresh]  # a graph keeps nothing alive
+
+        def store():
+            again = run() if recorded else result
+            again = again if several else [again]
+            for k, target in targets:
+                target[...] = again[k]
+
+        recorded = cuda.get_current_stream().is_capturing()
+        cuda.enqueue(name, store, reads, [touched(made[k]) for k in fresh])
+    return type(result)(made) if several else made[0]
+
+
+def _made(array: numpy.ndarray, sources) -> ndarray:
+    """A view of a source where NumPy's result is one, otherwise new memory."""
+    for source in sources:
+        if array.size and numpy.may_share_memory(array, source._array):
+            return source if array is source._array else _view(source, array)
+    like = numpy.empty_like(array)
+    new = ndarray(array.shape, array.dtype)
+    if like.strides != new.strides:
+        new._array = numpy.ndarray(
+            array.shape, array.dtype, new._memory.bytes, 0, like.strides
+        )
+    return new
+
+
+def _view(source: ndarray, array: numpy.ndarray) -> ndarray:
+    view = ndarray.__new__(ndarray)
+    view._array, view._memory = array, source._memory
+    view.base = source if source.base is None else source.base
+    return view
+
+
+def _check_blas(name, sources) -> None:
+    if cuda.get_current_stream().is_capturing():
+        raise NotImplementedError(
+            "calling cuBLAS API during stream capture is currently unsupported"
+        )
+    if any(x.dtype.char == "E" and x.ndim > 2 for x in sources):
+        raise TypeError("can't handle bfloat16 in a matrix product of more dimensions")
+
+
+def short_sums(name, function):
+    """CuPy sums 16 bits in 32."""
+
+    def run(array, *args, **kwargs):
+        dtype = kwargs.get("dtype")
+        if array.dtype.itemsize != 2 or array.dtype.kind in "iu" or dtype is not None:
+            return function(array, *args, **kwargs)
+        out = kwargs.pop("out", None)
+        result = function(array.astype("f4"), *args, **kwargs).astype(array.dtype)
+        if out is not None:
+            out[...] = result
+        return result if out is None else out
+
+    return run if name in SUMS else function
+
+
+def _method(name):
+    """A method of CuPy's array, by NumPy's of the same name."""
+    signature = signature_of(getattr(cupy.ndarray, name))
+    ours = getattr(numpy.ndarray, name)
+    in_place = name in ("fill", "sort", "partition", "put")
+
+    def method(self, *args, **kwargs):
+        if signature is not None:
+            signature.bind(self, *args, **kwargs)
+        out = kwargs.pop("out", None)
+        if name == "astype":
+            kwargs = {key: x for key, x in kwargs.items() if x is not None}
+            if not kwargs.get("copy", True) and self.dtype == numpy.dtype(args[0]):
+                return self
+        if in_place:
+            run = lambda array, *a, out, **k: ours(out, *a, **k)  # noqa: E731
+            operation(name, run, (self, *args), kwargs, self)
+            return None
+        return operation(name, short_sums(name, ours), (self, *args), kwargs, out)
+
+    return method
+
+
+METHODS = """all any argmax argmin argpartition argsort astype clip conj conjugate copy
+cumprod cumsum diagonal dot fill flatten max mean min nonzero partition prod put ravel
+repeat reshape round searchsorted sort squeeze std sum swapaxes take trace transpose
+var view""".split()
+for _name in METHODS:
+    setattr(ndarray, _name, _method(_name))
+for _name in "dtype shape strides ndim size itemsize nbytes".split():
+    setattr(ndarray, _name, property(lambda self, n=_name: getattr(self._array, n)))
+for _name in ("T", "mT", "real"):
+    setattr(
+        ndarray,
+        _name,
+        property(lambda self, n=_name: _view(self, getattr(self._array, n))),
+    )
+for _name in "item tolist tobytes __bool__ __int__ __float__ __complex__".split():
+    setattr(
+        ndarray,
+        _name,
+        lambda self, *args, n=_name: getattr(self._to_host(n.strip("_")), n)(*args),
+    )
+for _name in ("__repr__", "__str__", "__format__"):
+    setattr(
+        ndarray, _name, lambda self, *a, n=_name: getattr(self._to_host("print"), n)(*a)
+    )
+
+
+def _operators() -> None:
+    """x + y and its like by the ufuncs of the module."""
+    names = {
+        **{n: n for n in "add subtract multiply power remainder matmul".split()},
+        "true_divide": "truediv",
+        "floor_divide": "floordiv",
+        **{f"bitwise_{n}": n for n in ("and", "or", "xor")},
+        "left_shift": "lshift",
+        "right_shift": "rshift",
+    }
+    short = {"subtract": "sub", "multiply": "mul", "power": "pow", "remainder": "mod"}
+    for function, name in names.items():
+        name = short.get(function, name)
+
+        def both(self, other, function=function):
+            return getattr(module(), function)(self, other)
+
+        def turned(self, other, function=function):
+            return getattr(module(), function)(other, self)
+
+        def in_place(self, other, function=function):
+            return getattr(module(), function)(self, other, out=self)
+
+        setattr(ndarray, f"__{name}__", both)
+        setattr(ndarray, f"__r{name}__", turned)
+        if name != "matmul":
+            setattr(ndarray, f"__i{name}__", in_place)
+    signs = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal"}
+    for name, function in {**signs, "eq": "equal", "ne": "not_equal"}.items():
+        setattr(
+            ndarray,
+            f"__{name}__",
+            lambda self, other, f=function: getattr(module(), f)(self, other),
+        )
+    for name in ("negative", "positive", "absolute", "invert"):
+        special = {"negative": "neg", "positive": "pos", "absolute": "abs"}
+        setattr(
+            ndarray,
+            f"__{special.get(name, name)}__",
+            lambda self, f=name: getattr(module(), f)(self),
+        )
+
+
+_operators()
+_missing = [
+    name
+    for name in vars(ndarray)
+    if not name.startswith("_") and not hasattr(cupy.ndarray, name)
+]
+assert not _missing, f"CuPy's array has no {_missing}"

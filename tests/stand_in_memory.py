@@ -1,0 +1,132 @@
+"""The stand-in's device memory: allocations, pools, and who touches them when.
+
+Memory is NumPy's, filled with NaNs, with guards at both ends. Where two streams touch
+the same bytes, one of them writing, an event or a synchronisation must lie between.
+"""
+
+import threading
+import weakref
+
+import numpy
+from cupy.cuda.memory import OutOfMemoryError
+
+GARBAGE = 0xFF  # as bytes of a float: NaN
+GUARD, GUARD_BYTE = 512, 0xA5
+TOTAL = 8 << 30  # bytes that each device has
+
+
+class Memory:
+    """One allocation of `size` bytes."""
+
+    def __init__(self, size: int, device_id: int, stream, pool=None):
+        whole = numpy.full(size + 3 * GUARD, GUARD_BYTE, numpy.uint8)
+        start = GUARD + -whole.ctypes.data % GUARD
+        self.bytes = whole[start : start + size]
+        self.bytes[...] = GARBAGE
+        self._guards = whole[:start], whole[start + size :]
+        self.ptr, self.size, self.device_id = self.bytes.ctypes.data, size, device_id
+        self.pool = None if pool is None else weakref.ref(pool)
+        self.accesses = {}  # (first byte, last byte, stream, writes): tick
+        weakref.finalize(self, _freed, self.accesses, stream).atexit = False
+
+    def check_guards(self) -> None:
+        if any((guard != GUARD_BYTE).any() for guard in self._guards):
+            raise MemoryError("a kernel wrote outside of an array's memory")
+
+
+class MemoryPointer:
+    """cupy.cuda.MemoryPointer: memory and an offset in bytes."""
+
+    def __init__(self, mem: Memory, offset: int):
+        self.mem, self._offset = mem, offset
+        self.ptr, self.device_id = mem.ptr + offset, mem.device_id
+
+    def __add__(self, offset: int) -> "MemoryPointer":
+        return MemoryPointer(self.mem, self._offset + offset)
+
+
+class MemoryPool:
+    """cupy.cuda.MemoryPool: counts what is in use and what it keeps for later."""
+
+    def __init__(self, allocator=None):
+        self._used, self._total, self._limit, self.flushes = 0, 0, 0, 0
+        self._lock = threading.RLock()
+
+    def malloc(self, size: int) -> MemoryPointer:
+        import stand_in_cuda as cuda
+
+        rounded = -(-size // 512) * 512
+        with self._lock:
+            if self._used + rounded > (self._limit or TOTAL):
+                raise OutOfMemoryError(size, self._total, self._limit)
+            self._used += rounded
+            self._total = max(self._total, self._used)
+        device, stream = cuda.current_device(), cuda.get_current_stream()
+        memory = Memory(size, device, stream, self)
+        weakref.finalize(memory, _returned, weakref.ref(self), rounded).atexit = False
+        return MemoryPointer(memory, 0)
+
+    def used_bytes(self) -> int:
+        return self._used
+
+    def total_bytes(self) -> int:
+        return self._total
+
+    def free_bytes(self) -> int:
+        return self._total - self._used
+
+    def n_free_blocks(self) -> int:
+        return int(self._total > self._used)
+
+    def free_all_blocks(self, stream=None) -> None:
+        self._total, self.flushes = self._used, self.flushes + 1
+
+    def set_limit(self, size=None, fraction=None) -> None:
+        self._limit = size if fraction is None else int(fraction * TOTAL)
+
+    def get_limit(self) -> int:
+        return self._limit
+
+
+def _returned(pool, size: int) -> None:
+    if pool() is not None:
+        with pool()._lock:
+            pool()._used -= size
+
+
+hazards: list[str] = []  # found while memory was freed; raised by the next launch
+
+
+def _freed(accesses: dict, stream) -> None:
+    """A pool gives memory to the next who asks on the stream that it came from."""
+    for (_, _, other, _), tick in accesses.items():
+        known = max(stream.clock.get(other, 0), stream.host.get(other, 0))
+        if other != stream.ptr and known < tick:
+            hazards.append(
+                f"an array of stream {stream.ptr} was freed while stream {other} "
+                "may still use it: let the first wait for an event of the second"
+            )
+
+
+def extent(array: numpy.ndarray) -> tuple[int, int]:
+    """First and last address, as numpy.lib.array_utils.byte_bounds has it."""
+    return numpy.lib.array_utils.byte_bounds(array)
+
+
+def check_access(arrays, stream, writes: bool) -> None:
+    """Note that the stream touches these (memory, array); raise for a race."""
+    tick = stream.clock[stream.ptr]
+    for memory, array in arrays:
+        if not array.size:
+            continue
+        first, last = extent(array)
+        for (start, stop, other, wrote), then in list(memory.accesses.items()):
+            if other == stream.ptr or not (writes or wrote):
+                continue
+            if start < last and first < stop and stream.clock.get(other, 0) < then:
+                raise RuntimeError(
+                    f"a race: stream {stream.ptr} {'writes' if writes else 'reads'} "
+                    f"what stream {other} {'writes' if wrote else 'reads'}, with no "
+                    "event between them"
+                )
+        memory.accesses[first, last, stream.ptr, writes] = tick
