@@ -21,11 +21,21 @@ settings.register_profile(
 settings.load_profile("minidl")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--stand-in",
+        action="store_true",
+        help="run what asks for CuPy with the stand-in for it; see stand_in.py",
+    )
+
+
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
-    """NumPy, and CuPy where there is a CUDA device."""
+    """NumPy, and CuPy where there is a CUDA device, or with --stand-in."""
     if request.param == "numpy":
         return numpy
+    if request.config.getoption("--stand-in"):
+        return request.getfixturevalue("stand_in").cupy
     if not gpu_available():
         pytest.skip("no CUDA device")
     return cupy_module()

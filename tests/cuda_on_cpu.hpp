@@ -3,10 +3,10 @@
 // Each thread of a block is a fibre with a stack of its own; a barrier hands over to
 // the next, and opens when all have come. Blocks run one after another, the threads
 // of every second block backwards, so that a missing barrier shows.
+#include <math.h>  // which, unlike cmath, has the functions for float too
 #include <ucontext.h>
 
 #include <cassert>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

@@ -135,9 +135,7 @@ class ElementwiseKernel:
         """The outputs, made by `empty` where not given, and the launch to be called."""
         real = self.real
         if len(args) not in (real.nin, real.nargs):
-            raise TypeError(
-                f"Wrong number of arguments for {real.name!r}: {len(args)}"
-            )
+            raise TypeError(f"Wrong number of arguments for {real.name!r}: {len(args)}")
         ins, outs = args[: real.nin], args[real.nin :]
         types = [x.dtype if isinstance(x, numpy.ndarray) else None for x in args]
         in_types, out_types, types = real._decide_params_type(

@@ -17,188 +17,19 @@ import os
 import runpy
 import sys
 import types
-import weakref
 from types import SimpleNamespace
 
 import cupy as real
+import cupyx as real_cupyx
 import numpy
 import stand_in_cuda as cuda
-from cuda_on_cpu import ElementwiseKernel as CpuKernel
-from cuda_on_cpu import Module, compiled_module
-from stand_in_array import (
-    arrays_in,
-    ndarray,
-    operation,
-    plain,
-    short_sums,
-    signature_of,
-    touched,
-)
-from stand_in_cuda import enqueue, launches, stream_of, syncs, uploads
-from stand_in_memory import MemoryPointer, MemoryPool, hazards
+import stand_in_functions as functions
+import stand_in_memory as memory
+import stand_in_methods  # noqa: F401
+from stand_in_array import ndarray
+from stand_in_cuda import launches, stream_of, syncs, uploads
 
 __all__ = "cupy enqueue install launches remove reset stream_of syncs uploads".split()
-AT = ("add", "subtract", "maximum", "minimum", "bitwise_and", "bitwise_or")
-
-
-class Ufunc:
-    """cupy.ufunc."""
-
-    def __init__(self, name: str):
-        self.name = self.__name__ = name
-        self.numpy = getattr(numpy, name)
-
-    def __call__(self, *args, out=None, **kwargs):
-        wrong = set(kwargs) - {"dtype", "casting", "where"}
-        if wrong:
-            raise TypeError(f"Wrong arguments {wrong} for {self.name}")
-        inputs, outs = args[: self.numpy.nin], args[self.numpy.nin :]
-        out = outs[0] if outs else out
-        if isinstance(out, tuple):
-            (out,) = out
-        if out is not None and not isinstance(out, ndarray):
-            raise TypeError("Output arguments type must be cupy.ndarray")
-        if not arrays_in(inputs):
-            inputs = [numpy.asarray(plain(x))[()] for x in inputs]
-        return operation(self.name, self.numpy, inputs, kwargs, out)
-
-    def at(self, a, indices, b=None):
-        if self.name not in AT:
-            raise NotImplementedError(f"`{self.name}.at` is not supported yet")
-        args = (a, indices) if b is None else (a, indices, b)
-        run = lambda a, *rest, out: self.numpy.at(out, *rest)  # noqa: E731
-        operation(f"{self.name}.at", run, args, out=a)
-
-    def reduce(self, array, axis=0, dtype=None, out=None, keepdims=False):
-        if self.name not in ("add", "multiply"):
-            raise NotImplementedError(f"`{self.name}.reduce` is not supported yet")
-        kwargs = {"axis": axis, "dtype": dtype, "keepdims": keepdims}
-        return operation(self.name, self.numpy.reduce, (array,), kwargs, out)
-
-
-def function_of(name: str, original, ours):
-    """NumPy's function behind the signature of CuPy's."""
-    signature = signature_of(original)
-
-    def function(*args, **kwargs):
-        if signature is not None:
-            bound = signature.bind(*args, **kwargs)
-            args, kwargs = bound.args, bound.kwargs
-        out = kwargs.pop("out", None)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("blocking", "device")}
-        return operation(name, short_sums(name, ours), args, kwargs, out)
-
-    function.__name__ = name
-    return function
-
-
-# ---- functions that NumPy has not, or has otherwise ------------------------------
-def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
-    if arrays_in([obj]):
-        kwargs = {"copy": copy or None, "order": order, "ndmin": ndmin}
-        made = numpy.array if isinstance(obj, ndarray) else _stacked
-        return operation("array", made, (obj,), {"dtype": dtype, **kwargs})
-    host = numpy.array(obj, dtype, order=order, ndmin=ndmin)
-    made = ndarray(host.shape, host.dtype)
-    cuda.refuse_in_capture("a copy from the host")
-    if host.size:
-        made.set(host)
-    return made
-
-
-def _stacked(obj, **kwargs):
-    return numpy.stack([numpy.asarray(x) for x in obj]).astype(kwargs["dtype"] or None)
-
-
-def asarray(a, dtype=None, order=None, *, blocking=False):
-    return array(a, dtype, False, order or "K")
-
-
-def ascontiguousarray(a, dtype=None):
-    return array(a, dtype, False, "C", ndmin=0 if numpy.ndim(getattr(a, "shape", a)) else 1)
-
-
-def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
-    if isinstance(a, ndarray):
-        return a.get(stream, order, out, blocking)
-    return numpy.asarray(a)
-
-
-def empty(shape, dtype=float, order="C"):
-    return ndarray(shape, dtype, order=order)
-
-
-def get_array_module(*args):
-    return cupy if arrays_in(args) else numpy
-
-
-class ElementwiseKernel:
-    """cupy.ElementwiseKernel, run on the CPU."""
-
-    def __init__(self, *args, **kwargs):
-        self._kernel = CpuKernel(*args, **kwargs)
-        self.name = self._kernel.real.name
-
-    def __call__(self, *args, size=None, stream=None, block_size=128):
-        inputs = arrays_in(args)
-        known = {id(x._array): x for x in inputs}
-
-        def fresh(shape, dtype):
-            new = ndarray(shape, dtype)
-            known[id(new._array)] = new
-            return new._array
-
-        outs, launch = self._kernel.prepare([plain(x) for x in args], size, fresh)
-        outs = [known[id(x)] for x in outs]
-        _launch(self.name, launch, inputs, outs, stream)
-        return outs[0] if len(outs) == 1 else tuple(outs)
-
-
-def _launch(name, launch, reads, writes, stream=None) -> None:
-    """A kernel's launch, its arrays' guards checked afterwards."""
-
-    memories = [weakref.ref(array._memory) for array in [*reads, *writes]]
-
-    def run():
-        launch()
-        for memory in memories:
-            if memory() is not None:
-                memory().check_guards()
-
-    enqueue(name, run, list(map(touched, reads)), list(map(touched, writes)), stream)
-
-
-class RawKernel:
-    """cupy.RawKernel, run on the CPU; counted as if it wrote all of its arrays."""
-
-    def __init__(self, code, name, options=(), backend="nvrtc", **kwargs):
-        self.code, self.name = code, name
-        self.max_dynamic_shared_size_bytes = 48 << 10
-
-    def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
-        if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise cuda.CUDARuntimeError(1)
-        module: Module = compiled_module(self.code)
-        found = arrays_in(args)
-        bare = [plain(x) for x in args]
-
-        def launch():
-            module.launch(self.name, grid, block, bare, shared_mem)
-
-        _launch(self.name, launch, found, found, stream)
-
-
-class RawModule:
-    """cupy.RawModule from source."""
-
-    def __init__(self, *, code=None, options=(), backend="nvrtc", **kwargs):
-        self.code = code
-
-    def get_function(self, name):
-        return RawKernel(self.code, name)
-
-    def compile(self, log_stream=None):
-        compiled_module(self.code)
 
 
 # ---- the modules -----------------------------------------------------------------
@@ -216,11 +47,11 @@ class Namespace(types.ModuleType):
         original = getattr(self._original, name)  # what CuPy lacks is an error
         ours = getattr(self._ours, name, None)
         if isinstance(original, real.ufunc) and isinstance(ours, numpy.ufunc):
-            found = Ufunc(name)
+            found = functions.Ufunc(name)
         elif isinstance(original, type | int | float) or original is None:
             found = original  # dtypes, errors and constants
         elif callable(original) and callable(ours):
-            found = function_of(name, original, ours)
+            found = functions.function_of(name, original, ours)
         else:
             raise NotImplementedError(f"the stand-in has no {self.__name__}.{name} yet")
         setattr(self, name, found)
@@ -230,7 +61,7 @@ class Namespace(types.ModuleType):
 def _properties(device: int) -> dict:
     return {
         "name": b"stand-in",
-        "totalGlobalMem": cuda.TOTAL,
+        "totalGlobalMem": memory.TOTAL,
         "major": 9,
         "minor": 0,
         "multiProcessorCount": 132,
@@ -248,7 +79,7 @@ runtime = Namespace(
     "cupy.cuda.runtime",
     real.cuda.runtime,
     CUDARuntimeError=cuda.CUDARuntimeError,
-    getDevice=cuda.current_device,
+    getDevice=lambda: memory.local.device,
     setDevice=lambda device: cuda.Device(device).use(),
     getDeviceCount=lambda: cuda.devices,
     memGetInfo=lambda: cuda.Device().mem_info,
@@ -274,14 +105,17 @@ nvtx = Namespace(
     RangePop=lambda: None,
     Mark=lambda message, id_color=-1: None,
 )
-_cuda_names = """Device Event Graph MemoryPointer MemoryPool PinnedMemoryPointer Stream
-alloc get_current_stream get_elapsed_time using_allocator""".split()
+_cuda_names = "Device Event Graph Stream get_current_stream get_elapsed_time".split()
+_memory_names = (
+    "MemoryPointer MemoryPool PinnedMemoryPointer alloc using_allocator".split()
+)
 cupy_cuda = Namespace(
     "cupy.cuda",
     real.cuda,
     **{name: getattr(cuda, name) for name in _cuda_names},
-    alloc_pinned_memory=cuda.PinnedMemoryPointer,
-    get_device_id=cuda.current_device,
+    **{name: getattr(memory, name) for name in _memory_names},
+    alloc_pinned_memory=memory.PinnedMemoryPointer,
+    get_device_id=lambda: memory.local.device,
     is_available=lambda: True,
     nvtx=nvtx,
     nvrtc=real.cuda.nvrtc,
@@ -293,23 +127,17 @@ _lib = Namespace("cupy.lib", real.lib)
 _lib.stride_tricks = Namespace(
     "cupy.lib.stride_tricks", real.lib.stride_tricks, numpy.lib.stride_tricks
 )
+_function_names = """ElementwiseKernel RawKernel RawModule array asarray
+ascontiguousarray asnumpy empty get_array_module""".split()
 cupy = Namespace(
     "cupy",
     real,
     numpy,
     __version__=real.__version__,
-    ElementwiseKernel=ElementwiseKernel,
-    RawKernel=RawKernel,
-    RawModule=RawModule,
-    array=array,
-    asanyarray=asarray,
-    asarray=asarray,
-    ascontiguousarray=ascontiguousarray,
-    asnumpy=asnumpy,
+    **{name: getattr(functions, name) for name in _function_names},
+    asanyarray=functions.asarray,
     cuda=cupy_cuda,
-    empty=empty,
-    get_array_module=get_array_module,
-    get_default_memory_pool=cuda.get_default_memory_pool,
+    get_default_memory_pool=lambda: memory.default_pool,
     lib=_lib,
     linalg=Namespace("cupy.linalg", real.linalg, numpy.linalg),
     ndarray=ndarray,
@@ -319,18 +147,14 @@ cupy = Namespace(
 def empty_pinned(shape, dtype=float, order="C"):
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     size = numpy.dtype(dtype).itemsize * int(numpy.prod(shape, dtype=object))
-    buffer = cuda.PinnedMemoryPointer(max(size, 1))
+    buffer = memory.PinnedMemoryPointer(max(size, 1))
     return numpy.ndarray(shape, dtype, buffer, order=order)
 
-
-import cupyx as _real_cupyx  # noqa: E402
 
 _profiler = Namespace(
     "cupyx.profiler", SimpleNamespace(time_range=_range), time_range=_range
 )
-cupyx = Namespace(
-    "cupyx", _real_cupyx, empty_pinned=empty_pinned, profiler=_profiler
-)
+cupyx = Namespace("cupyx", real_cupyx, empty_pinned=empty_pinned, profiler=_profiler)
 MODULES = {
     "cupy": cupy,
     "cupy.cuda": cupy_cuda,
@@ -355,7 +179,7 @@ def install(devices: int = 1) -> None:
     _kept["modules"] = {name: sys.modules.get(name) for name in MODULES}
     _kept["available"] = device.gpu_available
     sys.modules.update(MODULES)
-    cuda.devices, cuda.local.device = devices, 0
+    cuda.devices, memory.local.device = devices, 0
     reset()
     _switch(device.gpu_available, _here)
 
@@ -371,7 +195,7 @@ def remove() -> None:
 
 def reset() -> None:
     """Forget what was counted."""
-    for log in (launches, syncs, uploads, hazards):
+    for log in (launches, syncs, uploads, memory.hazards):
         log.clear()
 
 

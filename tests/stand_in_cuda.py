@@ -1,4 +1,4 @@
-"""The stand-in's cupy.cuda: devices, streams, events, graphs, pinned memory.
+"""The stand-in's devices, streams and events, and how work is enqueued.
 
 Work runs as it is enqueued, or is recorded while its stream captures; copies to the
 host arrive when the host has waited for them. `launches`, `syncs` and `uploads` name
@@ -6,40 +6,20 @@ what was done.
 """
 
 import itertools
-import threading
 import time
 import weakref
-from contextlib import contextmanager
 
 import cupy
-import numpy
-from stand_in_memory import (
-    TOTAL,
-    MemoryPointer,
-    MemoryPool,
-    check_access,
-    hazards,
-)
+from stand_in_graph import Capture, Graph, launches
+from stand_in_memory import TOTAL, check_access, default_pool, hazards, local
 
 CUDARuntimeError = cupy.cuda.runtime.CUDARuntimeError
 INVALID_DEVICE, INVALID_HANDLE, NOT_READY = 101, 400, 600
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_UNJOINED = 900, 901, 904
 
-launches: list[str] = []  # kernels, copies on the device, fills, graphs
 syncs: list[str] = []  # where the host waited
 uploads: list[str] = []  # copies from the host
 devices = 1
-
-
-class Local(threading.local):
-    """What CuPy keeps for each thread."""
-
-    def __init__(self):
-        self.device, self.streams, self.allocators = 0, [], []
-
-
-local = Local()
-_default_pool = MemoryPool()
 
 
 # ---- devices -------------------------------------------------------------------
@@ -76,7 +56,7 @@ class Device:
 
     @property
     def mem_info(self):
-        return TOTAL - _default_pool.total_bytes(), TOTAL
+        return TOTAL - default_pool.total_bytes(), TOTAL
 
     @property
     def compute_capability(self) -> str:
@@ -138,6 +118,19 @@ class Stream:
         for ptr, tick in clock.items():
             self.clock[ptr] = max(self.clock.get(ptr, 0), tick)
 
+    def advance(self) -> None:
+        """The next tick; the legacy stream and blocking ones wait for each other."""
+        if hazards:
+            raise RuntimeError(hazards.pop())
+        self.follow(Stream.host)
+        if self.ptr == 0:
+            for other in list(Stream.alive):
+                if not other.is_non_blocking and other.capture is None:
+                    self.follow(other.clock)
+        elif not self.is_non_blocking and self.capture is None:
+            self.follow(null_stream(self.device_id).clock)
+        self.clock[self.ptr] += 1
+
     def arrive(self) -> None:
         """The host has waited: copies to it arrive."""
         deliver(self.arrivals, self.clock)
@@ -168,10 +161,10 @@ class Stream:
         if event.capture is not None:  # joins the capture, or comes back to it
             if self.capture is None:
                 self.capture = event.capture
-                self.capture.joined[self] = 0
+                self.capture.joined[self] = None
             event.capture.joined.pop(event.stream, None)
             if self is not event.capture.origin:
-                event.capture.joined.setdefault(self, 0)
+                event.capture.joined.setdefault(self)
         self.follow(event.clock)
         self.arrivals = self.arrivals + event.arrivals
 
@@ -283,82 +276,6 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 
 
 # ---- work ------------------------------------------------------------------------
-class Capture:
-    """What is recorded between begin_capture and end_capture."""
-
-    def __init__(self, origin: Stream):
-        self.origin, self.work, self.valid = origin, [], True
-        self.joined: dict[Stream, int] = {}  # other streams, not yet waited for
-
-
-class Work:
-    """A recorded operation and what it touches: pairs of memory and array."""
-
-    def __init__(self, name, run, reads, writes):
-        self.name, self.run = name, run
-        self.reads, self.writes = (
-            [(weakref.ref(memory), memory.pool, array) for memory, array in touched]
-            for touched in (reads, writes)
-        )
-        pools = [memory.pool and memory.pool() for memory, _ in [*reads, *writes]]
-        self.pools = [(weakref.ref(p), p.flushes) for p in pools if p is not None]
-
-
-class Graph:
-    """cupy.cuda.Graph: recorded work, run again on the same memory."""
-
-    def __init__(self, work=None, _made=False):
-        if not _made:
-            raise NotImplementedError("a graph must be created via stream capture")
-        self._work = work
-
-    def upload(self, stream=None) -> None:
-        pass
-
-    def launch(self, stream=None) -> None:
-        stream = get_current_stream() if stream is None else stream
-        if stream.capture is not None:
-            raise NotImplementedError("the stand-in has no graphs within graphs")
-        launches.append("graph")
-        _order(stream)
-        for work in self._work:
-            reads, writes = (_alive(x, work) for x in (work.reads, work.writes))
-            check_access(reads, stream, False)
-            check_access(writes, stream, True)
-            work.run()
-
-
-def _alive(touched, work):
-    """The memory must be there still, or lie free in a pool that nobody else uses."""
-    found = []
-    for memory, pool, array in touched:
-        pool = pool and pool()
-        if memory() is not None:
-            found.append((memory(), array))
-        elif pool is None or pool is _default_pool:
-            raise RuntimeError(
-                f"a graph's {work.name!r} uses memory that was freed: allocate from a "
-                "pool of the graph's own, which outlives it"
-            )
-        elif any(ref() is pool and pool.flushes != n for ref, n in work.pools):
-            raise RuntimeError(f"a graph's {work.name!r} uses memory that its pool freed")
-    return found
-
-
-def _order(stream: Stream) -> None:
-    """The stream's next tick; the legacy stream and blocking ones wait in turn."""
-    if hazards:
-        raise RuntimeError(hazards.pop())
-    stream.follow(Stream.host)
-    if stream.ptr == 0:
-        for other in list(Stream.alive):
-            if not other.is_non_blocking and other.capture is None:
-                stream.follow(other.clock)
-    elif not stream.is_non_blocking and stream.capture is None:
-        stream.follow(null_stream(stream.device_id).clock)
-    stream.clock[stream.ptr] += 1
-
-
 def enqueue(name: str, run, reads=(), writes=(), stream=None, kind=launches) -> bool:
     """Run it in the stream's order, or record it; returns whether it was recorded.
 
@@ -366,11 +283,11 @@ def enqueue(name: str, run, reads=(), writes=(), stream=None, kind=launches) -> 
     """
     stream = get_current_stream() if stream is None else stream
     kind.append(name)
-    _order(stream)
+    stream.advance()
     if stream.capture is not None:
-        stream.capture.work.append(Work(name, run, list(reads), list(writes)))
+        stream.capture.record(name, run, reads, writes)
         if stream is not stream.capture.origin:
-            stream.capture.joined[stream] = 1
+            stream.capture.joined[stream] = None
         return True
     check_access(reads, stream, False)
     check_access(writes, stream, True)
@@ -382,45 +299,4 @@ def refuse_in_capture(what: str, stream=None, every=False) -> None:
     """As CuPy does for what a graph cannot hold."""
     streams = Stream.alive if every else [stream or get_current_stream()]
     if any(other.capture is not None for other in streams):
-        raise RuntimeError(
-            f"the current stream is capturing, so {what} is disallowed"
-        )
-
-
-# ---- memory ----------------------------------------------------------------------
-def alloc(size: int) -> MemoryPointer:
-    return (local.allocators[-1] if local.allocators else _default_pool.malloc)(size)
-
-
-@contextmanager
-def using_allocator(allocator=None):
-    local.allocators.append(allocator)
-    try:
-        yield
-    finally:
-        local.allocators.pop()
-
-
-def get_default_memory_pool() -> MemoryPool:
-    return _default_pool
-
-
-pinned: dict[int, int] = {}  # first address: bytes
-
-
-class PinnedMemoryPointer(bytearray):
-    """cupy.cuda.PinnedMemoryPointer: a buffer of the host."""
-
-    def __init__(self, size: int):
-        super().__init__(b"\xff" * size)
-        self.ptr = numpy.frombuffer(self, numpy.uint8).ctypes.data if size else 0
-        pinned[self.ptr] = size
-        weakref.finalize(self, pinned.pop, self.ptr, None).atexit = False
-
-    def size(self) -> int:
-        return len(self)
-
-
-def is_pinned(array: numpy.ndarray) -> bool:
-    first = array.ctypes.data
-    return any(p <= first and first + array.nbytes <= p + n for p, n in pinned.items())
+        raise RuntimeError(f"the current stream is capturing, so {what} is disallowed")

@@ -6,6 +6,7 @@ the same bytes, one of them writing, an event or a synchronisation must lie betw
 
 import threading
 import weakref
+from contextlib import contextmanager
 
 import numpy
 from cupy.cuda.memory import OutOfMemoryError
@@ -13,6 +14,16 @@ from cupy.cuda.memory import OutOfMemoryError
 GARBAGE = 0xFF  # as bytes of a float: NaN
 GUARD, GUARD_BYTE = 512, 0xA5
 TOTAL = 8 << 30  # bytes that each device has
+
+
+class Local(threading.local):
+    """What CuPy keeps for each thread."""
+
+    def __init__(self):
+        self.device, self.streams, self.allocators = 0, [], []
+
+
+local = Local()
 
 
 class Memory:
@@ -61,8 +72,7 @@ class MemoryPool:
                 raise OutOfMemoryError(size, self._total, self._limit)
             self._used += rounded
             self._total = max(self._total, self._used)
-        device, stream = cuda.current_device(), cuda.get_current_stream()
-        memory = Memory(size, device, stream, self)
+        memory = Memory(size, local.device, cuda.get_current_stream(), self)
         weakref.finalize(memory, _returned, weakref.ref(self), rounded).atexit = False
         return MemoryPointer(memory, 0)
 
@@ -130,3 +140,40 @@ def check_access(arrays, stream, writes: bool) -> None:
                     "event between them"
                 )
         memory.accesses[first, last, stream.ptr, writes] = tick
+
+
+default_pool = MemoryPool()
+
+
+def alloc(size: int) -> MemoryPointer:
+    return (local.allocators[-1] if local.allocators else default_pool.malloc)(size)
+
+
+@contextmanager
+def using_allocator(allocator=None):
+    local.allocators.append(allocator)
+    try:
+        yield
+    finally:
+        local.allocators.pop()
+
+
+pinned: dict[int, int] = {}  # first address: bytes
+
+
+class PinnedMemoryPointer(bytearray):
+    """cupy.cuda.PinnedMemoryPointer: a buffer of the host."""
+
+    def __init__(self, size: int):
+        super().__init__(b"\xff" * size)
+        self.ptr = numpy.frombuffer(self, numpy.uint8).ctypes.data if size else 0
+        pinned[self.ptr] = size
+        weakref.finalize(self, pinned.pop, self.ptr, None).atexit = False
+
+    def size(self) -> int:
+        return len(self)
+
+
+def is_pinned(array: numpy.ndarray) -> bool:
+    first = array.ctypes.data
+    return any(p <= first and first + array.nbytes <= p + n for p, n in pinned.items())
