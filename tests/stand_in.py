@@ -128,7 +128,7 @@ _lib.stride_tricks = Namespace(
     "cupy.lib.stride_tricks", real.lib.stride_tricks, numpy.lib.stride_tricks
 )
 _function_names = """ElementwiseKernel RawKernel RawModule array asarray
-ascontiguousarray asnumpy empty get_array_module""".split()
+ascontiguousarray asnumpy empty from_dlpack get_array_module""".split()
 cupy = Namespace(
     "cupy",
     real,

@@ -75,6 +75,12 @@ class ndarray:
         stream = cuda.get_current_stream().ptr
         return described | {"version": 3, "stream": stream or 1}
 
+    def __dlpack_device__(self):
+        return 2, self._memory.device_id
+
+    def __dlpack__(self, **_):
+        return (self,)  # what the stand-in's from_dlpack takes
+
     # ---- to and from the host
     def get(self, stream=None, order="C", out=None, blocking=True):
         stream = cuda.get_current_stream() if stream is None else stream
@@ -164,7 +170,11 @@ class ndarray:
             refuse_in_capture("a boolean index")
             syncs.append("mask")
         if basic:
-            return _view(self, self._array[index])
+            found = self._array[index]
+            if not isinstance(found, numpy.ndarray):  # an element: of no dimension
+                parts = index if isinstance(index, tuple) else (index,)
+                found = self._array[(*parts, ...)]
+            return _view(self, found)
         index, extra = _bare(index)
         return operation("getitem", lambda array, *_: array[index], (self, *extra))
 

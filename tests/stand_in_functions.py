@@ -111,6 +111,11 @@ def empty(shape, dtype=float, order="C"):
     return ndarray(shape, dtype, order=order)
 
 
+def from_dlpack(array):
+    (shared,) = array.__dlpack__()
+    return shared[...]
+
+
 def get_array_module(*args):
     return module() if arrays_in(args) else numpy
 

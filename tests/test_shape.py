@@ -69,7 +69,10 @@ SAME = {
         lambda x: md.cat([x, x[:, :2]], 1),
         lambda x: np.concatenate([x, x[:, :2]], 1),
     ),
-    "cat with empty": (lambda x: md.cat([md.zeros(0, dtype="f8"), x]), lambda x: x),
+    "cat with empty": (
+        lambda x: md.cat([md.zeros(0, dtype="f8", device=x.device), x]),
+        lambda x: x,
+    ),
     "stack": (lambda x: md.stack([x, x * 2], -1), lambda x: np.stack([x, x * 2], -1)),
     "unbind": (lambda x: x.unbind(1), lambda x: tuple(x.swapaxes(0, 1))),
     "split": (lambda x: x.split(3, -1), lambda x: (x[..., :3], x[..., 3:])),
