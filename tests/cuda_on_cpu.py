@@ -54,11 +54,16 @@ class Module:
             source,
         )
         plain = re.sub(r"//.*?$|/\*.*?\*/", "", source, flags=re.M | re.S)
-        self.names = re.findall(
-            r"__global__\s+(?:__launch_bounds__\([^)]*\)\s*)?void\s+(?:__launch_bounds__"
-            r"\([^)]*\)\s*)?(\w+)\s*\(",
-            plain,
+        bounds = r"(?:__launch_bounds__\([^)]*\)\s*)?"
+        heads = re.findall(
+            rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\(([^)]*)\)", plain
         )
+        self.names = [name for name, _ in heads]
+        # of each kernel, for each parameter: whether it is a pointer to write to
+        self.writes = {
+            name: ["*" in x and "const " not in x for x in parameters.split(",")]
+            for name, parameters in heads
+        }
         entries = "".join(_ENTRY.format(name) for name in self.names)
         self.library = _compiled(HEADER + source + entries)
 

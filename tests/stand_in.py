@@ -10,6 +10,11 @@ or the fixture `stand_in`, or `python tests/stand_in.py -m minidl train ...`.
 What the installed CuPy lacks is lacking here, calls are held against its signatures,
 kernels run from the CUDA source that CuPy writes, and everything else is NumPy's.
 `launches`, `syncs` and `uploads` name what a program did.
+
+A library that is called by addresses is given `add_module("cupy.cuda.nccl", mine)`, or
+is patched; it finds memory by `memory_at(address, bytes)` and does its work by
+`enqueue(name, run, reads, writes, stream_of(address))`, reads and writes being what
+memory_at found.
 """
 
 import contextlib
@@ -27,9 +32,22 @@ import stand_in_functions as functions
 import stand_in_memory as memory
 import stand_in_methods  # noqa: F401
 from stand_in_array import ndarray
-from stand_in_cuda import launches, stream_of, syncs, uploads
+from stand_in_cuda import enqueue, launches, stream_of, syncs, uploads
+from stand_in_memory import memory_at
 
-__all__ = "cupy enqueue install launches remove reset stream_of syncs uploads".split()
+__all__ = [
+    "add_module",
+    "cupy",
+    "enqueue",
+    "install",
+    "launches",
+    "memory_at",
+    "remove",
+    "reset",
+    "stream_of",
+    "syncs",
+    "uploads",
+]
 
 
 # ---- the modules -----------------------------------------------------------------
@@ -182,6 +200,14 @@ def install(devices: int = 1) -> None:
     cuda.devices, memory.local.device = devices, 0
     reset()
     _switch(device.gpu_available, _here)
+
+
+def add_module(name: str, module) -> None:
+    """A stand-in for one more of CuPy's modules, from now on; before install."""
+    assert not _kept, "add modules before the stand-in is installed"
+    parent, _, child = name.rpartition(".")
+    setattr(MODULES[parent], child, module)
+    MODULES[name] = module
 
 
 def remove() -> None:

@@ -248,8 +248,8 @@ def plain(value):
     if isinstance(value, ndarray):
         if value.device.id != cuda.local.device:
             raise ValueError(
-                f"Array device must be same as the current device: array device = "
-                f"{value.device.id} while current = {cuda.local.device}"
+                f"The device where the array resides ({value.device.id}) is different "
+                f"from the current device ({cuda.local.device})."
             )
         return value._array
     if isinstance(value, numpy.ndarray):

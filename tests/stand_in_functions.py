@@ -159,7 +159,7 @@ def _launch(name, launch, reads, writes, stream=None) -> None:
 
 
 class RawKernel:
-    """cupy.RawKernel, run on the CPU; counted as if it wrote all of its arrays."""
+    """cupy.RawKernel, run on the CPU; it writes what is not behind a const pointer."""
 
     def __init__(self, code, name, options=(), backend="nvrtc", **kwargs):
         self.code, self.name = code, name
@@ -175,7 +175,9 @@ class RawKernel:
         def launch():
             compiled.launch(self.name, grid, block, bare, shared_mem)
 
-        _launch(self.name, launch, found, found, stream)
+        pairs = zip(args, compiled.writes[self.name], strict=False)
+        written = arrays_in([arg for arg, writes in pairs if writes])
+        _launch(self.name, launch, found, written, stream)
 
 
 class RawModule:

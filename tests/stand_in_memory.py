@@ -29,6 +29,8 @@ local = Local()
 class Memory:
     """One allocation of `size` bytes."""
 
+    alive: weakref.WeakSet = weakref.WeakSet()
+
     def __init__(self, size: int, device_id: int, stream, pool=None):
         whole = numpy.full(size + 3 * GUARD, GUARD_BYTE, numpy.uint8)
         start = GUARD + -whole.ctypes.data % GUARD
@@ -37,12 +39,25 @@ class Memory:
         self._guards = whole[:start], whole[start + size :]
         self.ptr, self.size, self.device_id = self.bytes.ctypes.data, size, device_id
         self.pool = None if pool is None else weakref.ref(pool)
+        Memory.alive.add(self)
         self.accesses = {}  # (first byte, last byte, stream, writes): tick
         weakref.finalize(self, _freed, self.accesses, stream).atexit = False
 
     def check_guards(self) -> None:
         if any((guard != GUARD_BYTE).any() for guard in self._guards):
             raise MemoryError("a kernel wrote outside of an array's memory")
+
+
+def memory_at(ptr: int, size: int) -> tuple[Memory, numpy.ndarray]:
+    """The allocation that a C function's pointer is in, and its bytes from there.
+
+    Raises MemoryError where there are not so many.
+    """
+    for memory in list(Memory.alive):
+        offset = ptr - memory.ptr
+        if 0 <= offset and offset + size <= memory.size:
+            return memory, memory.bytes[offset : offset + size]
+    raise MemoryError(f"no {size} bytes of the device are at {ptr:#x}")
 
 
 class MemoryPointer:

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from gradients import check_gradients
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import minidl as md
@@ -131,6 +131,7 @@ def test_gradients_of_adaptive_pools(size):
 @given(
     st.lists(st.tuples(st.integers(1, 7), st.integers(0, 8)), min_size=1, max_size=2)
 )
+@example([(1, 0), (2, 1)])
 def test_adaptive_pools(xp, sizes):
     n = len(sizes)
     inputs, outputs = [a for a, _ in sizes], [b for _, b in sizes]

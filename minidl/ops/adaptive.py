@@ -104,8 +104,8 @@ def adaptive_max_pool2d(input: Tensor, output_size, return_indices=False):
         kernel = tuple(len(of_window) for of_window, _ in places)
         input = resample(input, list(map(window_table, inputs, outputs)))
     if 0 in outputs:
-        y, where = input, Tensor(input.data.astype(np.int64))
-        return (y, where) if return_indices else y
+        y = input[..., : outputs[0], : outputs[1]]  # empty
+        return (y, Tensor(y.data.astype(np.int64))) if return_indices else y
     settings = kernel, kernel, (0, 0), (1, 1), False
     y, where = batched(lambda x: MaxPool.apply(x, settings), 2, name, input)
     if not return_indices:
