@@ -4,36 +4,17 @@ It is no numpy.ndarray and turns into none by itself; NumPy's arrays mixed with 
 refused as CuPy refuses them.
 """
 
-import inspect
-import re
-
 import numpy
 import stand_in_cuda as cuda
 from stand_in_cuda import Arrival, refuse_in_capture, syncs, uploads
 from stand_in_memory import MemoryPointer, alloc, is_pinned
 
 BLAS = ("matmul", "dot", "vdot", "inner", "tensordot", "einsum")
-SUMS = ("sum", "mean", "prod", "var", "std", "cumsum", "cumprod")
 SYNCING = (
     *("nonzero", "argwhere", "flatnonzero", "unique", "bincount", "extract"),
     *("compress", "histogram", "array_equiv"),
 )
 NO_LAUNCH = ("empty", "empty_like")
-
-
-def signature_of(function) -> inspect.Signature | None:
-    """Of a Python function, or of Cython's as its documentation says it."""
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):
-        found = re.match(r"[\w.]+\((.*?)\)", function.__doc__ or "")
-    if found is None:
-        return None
-    arguments = re.sub(r"(\b[A-Z_a-z]\w* )(?=\w+\s*[,=)])", "", found[1])
-    try:
-        return inspect.signature(eval(f"lambda {arguments}: 0"))
-    except (SyntaxError, NameError):
-        return None
 
 
 class ndarray:
@@ -345,19 +326,3 @@ def _check_blas(name, sources) -> None:
         )
     if any(x.dtype.char == "E" and x.ndim > 2 for x in sources):
         raise TypeError("can't handle bfloat16 in a matrix product of more dimensions")
-
-
-def short_sums(name, function):
-    """CuPy sums 16 bits in 32."""
-
-    def run(array, *args, **kwargs):
-        dtype = kwargs.get("dtype")
-        if array.dtype.itemsize != 2 or array.dtype.kind in "iu" or dtype is not None:
-            return function(array, *args, **kwargs)
-        out = kwargs.pop("out", None)
-        result = function(array.astype("f4"), *args, **kwargs).astype(array.dtype)
-        if out is not None:
-            out[...] = result
-        return result if out is None else out
-
-    return run if name in SUMS else function

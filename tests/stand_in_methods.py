@@ -7,9 +7,8 @@ from stand_in_array import (
     module,
     ndarray,
     operation,
-    short_sums,
-    signature_of,
 )
+from stand_in_signatures import short_sums, signature_of
 
 
 def _method(name):
