@@ -67,7 +67,13 @@ def test_default_number_of_threads(variables, number, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert threads._default() == number
+    found, why = threads._default()
+    assert found == number
+    if "OMP_NUM_THREADS" in variables:
+        assert why == "as OMP_NUM_THREADS says"
+    else:
+        assert "cores may be used" in why
+        assert ("by 999 ranks on this host" in why) == bool(variables)
 
 
 @pytest.fixture(params=[1, 3])

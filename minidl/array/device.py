@@ -77,7 +77,7 @@ def canonical_device(device: str | None = None) -> str:
             "or 'auto'"
         )
     if not gpu_available():
-        raise DeviceError(f"device {device!r} was asked for, but {_why_no_gpu()}")
+        raise DeviceError(f"device {device!r} was asked for, but {why_no_gpu()}")
     runtime = cupy_module().cuda.runtime
     index = int(number) if number else runtime.getDevice()
     if index >= runtime.getDeviceCount():
@@ -88,7 +88,8 @@ def canonical_device(device: str | None = None) -> str:
     return f"cuda:{index}"
 
 
-def _why_no_gpu() -> str:
+def why_no_gpu() -> str:
+    """What is missing where `gpu_available` says no, and what to do about it."""
     if cupy_module() is None:
         return (
             "CuPy is not installed: pip install 'minidl[cuda12]' (or cuda13, as the "

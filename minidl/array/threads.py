@@ -26,23 +26,31 @@ _pool: ThreadPoolExecutor | None = None
 _claimed = False
 
 
-def _default() -> int:
-    """OMP_NUM_THREADS, or this rank's share of the cores the process may use."""
+def _default() -> tuple[int, str]:
+    """OMP_NUM_THREADS, or this rank's share of the cores the process may use; and
+    which of them it was."""
     wanted = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
     if wanted:
-        return max(1, int(wanted[0]))
+        return max(1, int(wanted[0])), "as OMP_NUM_THREADS says"
+    total = os.cpu_count() or 1
+    cores = total
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    why = f"{cores} of {total} cores may be used"
     for name in _RANKS_HERE:
         ranks = re.match(r"\d+", os.environ.get(name, ""))  # Slurm writes "4(x2)"
         if ranks:
-            return max(1, cores // max(1, int(ranks[0])))
-    return cores
+            here = max(1, int(ranks[0]))
+            return max(1, cores // here), f"{why}, by {here} ranks on this host"
+    return cores, why
 
 
-_threads = _default()
+_threads, _why = _default()
+
+
+def why_threads() -> str:
+    """Why `get_num_threads` is what it is, in a few words."""
+    return _why
 
 
 def get_num_threads() -> int:
@@ -52,14 +60,14 @@ def get_num_threads() -> int:
 
 def set_num_threads(number: int) -> None:
     """Set how many threads one operation may use, as torch.set_num_threads does."""
-    global _threads, _pool
+    global _threads, _why, _pool
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"the number of threads must be at least 1, got {number!r}")
     with _lock:
         if number != _threads and _pool is not None:
             _pool.shutdown(wait=False)
             _pool = None
-        _threads = number
+        _threads, _why = number, "set by set_num_threads"
         if not _claimed:
             blas_threads(number)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from minidl import __version__
 from minidl.array.errors import MinidlError
 from minidl.distributed import init, is_initialized, launched
-from minidl.train import collective_bench, verification
+from minidl.train import collective_bench, doctor, verification
 from minidl.train.flags import (
     Parser,
     add_batch_size,
@@ -76,6 +76,7 @@ def parser() -> Parser:
 
     verification.add_command(commands)
     collective_bench.add_command(commands)
+    doctor.add_command(commands)
     return top
 
 

@@ -1,0 +1,134 @@
+"""What is wrong with the ranks of a job, and what is merely missing, in sentences."""
+
+from minidl.array.device import gpu_available, why_no_gpu
+
+PACKAGES = {  # what is optional: what needs it, and what installs it
+    "safetensors": ("checkpoints", "safetensors"),
+    "tqdm": ("the progress bar of minidl train", "tqdm"),
+    "matplotlib": ("the picture of the curves", '"minidl[plot]"'),
+    "mpi4py": ("several ranks", '"minidl[mpi]"'),
+    "ml_dtypes": ("bfloat16", "ml_dtypes"),
+}
+
+
+def problems(everyone: list[dict]) -> list[str]:
+    """What must be mended before these ranks can train."""
+    return [
+        *device_problems(everyone),
+        *shared_devices(everyone),
+        *skew(everyone),
+        *(
+            f"{name(own)}: the cache directory {own['cache']} {own['cache_problem']}; "
+            "choose another one with MINIDL_CACHE_DIR"
+            for own in everyone
+            if own["cache_problem"]
+        ),
+    ]
+
+
+def device_problems(everyone: list[dict]) -> list[str]:
+    """Devices that cannot be used, and GPUs beside ranks without one."""
+    found = [
+        f"{name(own)} has no device: {own['device']['problem']}"
+        for own in everyone
+        if "problem" in own["device"]
+    ]
+    on_cpu = [own for own in everyone if own["device"]["name"] == "cpu"]
+    on_gpu = [own for own in everyone if "identity" in own["device"]]
+    if on_cpu and on_gpu:
+        found.append(
+            f"{names(on_cpu)} would train on the CPU, {names(on_gpu)} on a GPU: give "
+            "every rank a GPU, or --device cpu"
+        )
+    return found
+
+
+def shared_devices(everyone: list[dict]) -> list[str]:
+    """GPUs that several ranks would use."""
+    users: dict[tuple, list[dict]] = {}
+    for own in everyone:
+        if "identity" in own["device"]:
+            users.setdefault((own["host"], own["device"]["identity"]), []).append(own)
+    return [
+        f"{names(own)} share one GPU ({own[0]['device']['model']} at "
+        f"{own[0]['device']['address']}): start as many ranks on a host as it has GPUs"
+        for own in users.values()
+        if len(own) > 1
+    ]
+
+
+def skew(everyone: list[dict]) -> list[str]:
+    """Versions that are not the same on all ranks; of the driver they may differ."""
+    found = []
+    for what in everyone[0]["versions"]:
+        holders: dict[str, list[dict]] = {}
+        for own in everyone:
+            version = own["versions"][what] or "none"
+            holders.setdefault(version, []).append(own)
+        if len(holders) > 1 and what != "CUDA driver":
+            listed = ", ".join(f"{v} on {names(own)}" for v, own in holders.items())
+            found.append(
+                f"{what} is not the same on all ranks: {listed}; install one version "
+                "everywhere"
+            )
+    return found
+
+
+def hints(everyone: list[dict]) -> list[str]:
+    """What works without, and would be better with."""
+    found = []
+    for own in [own for own in everyone if own["compiler_problem"]][:1]:
+        found.append(
+            f"{name(own)}: {own['compiler_problem']}, so kernels run in NumPy, slower"
+        )
+    for package, (use, install) in PACKAGES.items():
+        without = [own for own in everyone if package in own["missing"]]
+        if without:
+            where = f" on {names(without)}" if len(everyone) > 1 else ""
+            found.append(
+                f"{package} is missing{where}, for {use}: pip install {install}"
+            )
+    if everyone[0]["device"]["name"] == "cpu" and not gpu_available():
+        found.append(f"there is no GPU: {why_no_gpu()}")
+    if any("identity" in own["device"] for own in everyone) and len(everyone) > 1:
+        if not everyone[0]["versions"]["NCCL"]:
+            found.append(
+                "without NCCL gradients travel through the memory of the host: pip "
+                "install nvidia-nccl-cu12 (or -cu13, as the driver is)"
+            )
+    if everyone[0]["size"] == 1 and "mpi4py" not in everyone[0]["missing"]:
+        found.append("this is one rank; for several: mpirun -n 2 minidl doctor")
+    return found + crowded(everyone)
+
+
+def crowded(everyone: list[dict]) -> list[str]:
+    """Hosts with more threads than cores."""
+    found = []
+    for host in dict.fromkeys(own["host"] for own in everyone):
+        here = [own for own in everyone if own["host"] == host]
+        threads = sum(own["threads"] for own in here)
+        cores = len({core for own in here for core in own["cores"]})
+        if threads > cores:
+            found.append(
+                f"{threads} threads of {len(here)} ranks share {cores} cores of "
+                f"{host}: start fewer ranks, or set OMP_NUM_THREADS"
+            )
+    return found
+
+
+def name(own: dict) -> str:
+    return f"rank {own['rank']} on {own['host']}"
+
+
+def names(some: list[dict], most: int = 8) -> str:
+    """ "rank 0 on node1", "ranks 0, 1 and 3 on node1", by host."""
+    hosts: dict[str, list[int]] = {}
+    for own in some:
+        hosts.setdefault(own["host"], []).append(own["rank"])
+    parts = []
+    for host, ranks in hosts.items():
+        shown = [str(rank) for rank in ranks[:most]]
+        more = f" and {len(ranks) - most} more" if len(ranks) > most else ""
+        many = "s" if len(ranks) > 1 else ""
+        parts.append(f"rank{many} {', '.join(shown)}{more} on {host}")
+    return "; ".join(parts)
