@@ -14,6 +14,7 @@ from minidl.distributed.cost import Link
 from minidl.nn import functional as F
 from minidl.ops.creation import tensor
 from minidl.optim import Adam
+from minidl.train import exchange_bench
 from minidl.train.flags import (
     add_batch_size,
     add_data,
@@ -35,12 +36,18 @@ def add_command(commands) -> None:
     """`minidl bench` and its flags."""
     command = commands.add_parser("bench", help="measure communication, under mpirun")
     command.set_defaults(run=run)
-    command.add_argument(
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--collectives",
         action="store_true",
-        required=True,
         help="latency and bandwidth, all-reduce as predicted and as measured, and "
         "the step on 8, 64 and 512 ranks",
+    )
+    what.add_argument(
+        "--exchange",
+        action="store_true",
+        help="the step of a model of 25 million parameters without exchange, with the "
+        "naive one and with buckets, and how much of communication it waits for",
     )
     add_data(command, "digits")
     add_model(command)
@@ -60,10 +67,19 @@ def add_command(commands) -> None:
     command.add_argument(
         "--gb-per-s", **positive, help="another link: 1e9 bytes a second"
     )
+    command.add_argument(
+        "--rounds",
+        type=number(int, 0, above=True),
+        default=10,
+        metavar="N",
+        help="of --exchange (10)",
+    )
 
 
 def run(arguments) -> None:
     """Measure, fit, and print it beside what the model predicts."""
+    if arguments.exchange:
+        return exchange_bench.run(arguments)
     communicator = init(timeout=arguments.timeout)
     given = arguments.alpha_us, arguments.gb_per_s
     if None in given and given != (None, None):
