@@ -5,15 +5,18 @@ from pathlib import Path
 from minidl import __version__
 from minidl.array.errors import MinidlError
 from minidl.distributed import init, is_initialized, launched
-from minidl.train import collective_bench, doctor, verification
+from minidl.train import collective_bench, comparison, doctor, verification
 from minidl.train.flags import (
+    OPTIMIZERS,
     Parser,
     add_batch_size,
     add_data,
     add_device,
+    add_epochs,
     add_model,
     add_seed,
     add_timeout,
+    add_weight_decay,
     check_data,
     number,
 )
@@ -34,9 +37,7 @@ def parser() -> Parser:
     command.set_defaults(run=run_train)
     add_data(command, "digits")
     add_model(command)
-    command.add_argument(
-        "--optimizer", choices=("adam", "adamw", "sgd"), default="adam"
-    )
+    command.add_argument("--optimizer", choices=OPTIMIZERS, default="adam")
     command.add_argument(
         "--lr",
         type=number(float, 0, above=True),
@@ -44,16 +45,9 @@ def parser() -> Parser:
         help="learning rate at the start; it falls to 0 along a cosine "
         "(adam, adamw: 0.002, for digits 0.004; sgd: 0.05)",
     )
-    command.add_argument(
-        "--weight-decay", type=number(float, 0), default=0.0, metavar="X"
-    )
+    add_weight_decay(command)
     add_batch_size(command)
-    command.add_argument(
-        "--epochs",
-        type=number(int, 0, above=True),
-        metavar="N",
-        help="(digits: 30, mnist: 6, fashion_mnist: 10)",
-    )
+    add_epochs(command)
     add_seed(command)
     add_device(command)
     command.add_argument(
@@ -74,6 +68,7 @@ def parser() -> Parser:
     add_device(command)
     add_timeout(command)
 
+    comparison.add_command(commands)
     verification.add_command(commands)
     collective_bench.add_command(commands)
     doctor.add_command(commands)
