@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
-from types import SimpleNamespace
 
 import pytest
 from ranks import ROOT, environment, run_ranks
@@ -137,45 +136,27 @@ def test_what_does_not_answer_ends(tmp_path):
 # --- what CuPy tells --------------------------------------------------------------
 
 
-def pretend_cupy(**runtime):
-    properties = {
-        "name": b"NVIDIA Z",
-        "pciDomainID": 0,
-        "pciBusID": 0x19,
-        "pciDeviceID": 0,
-        "uuid": b"\x01\x02",
-    }
-    calls = {
-        "runtimeGetVersion": lambda: 13020,
-        "driverGetVersion": lambda: 12090,
-        "getDeviceProperties": lambda index: properties,
-        "memGetInfo": lambda: (5 << 30, 6 << 30),
-        **runtime,
-    }
-    nccl = SimpleNamespace(get_version=lambda: 22809)
-    cuda = SimpleNamespace(runtime=SimpleNamespace(**calls), nccl=nccl)
-    return SimpleNamespace(__version__="14.2.0", cuda=cuda)
+def test_versions_and_memory_as_cupy_tells_them(stand_in, monkeypatch):
+    found = doctor.versions()
+    assert found["CuPy"] == stand_in.cupy.__version__
+    assert found["CUDA runtime"] == found["CUDA driver"] == "13.0"
+    device = doctor.chosen_device(Alone(), "auto")
+    assert device["name"] == "cuda:0" and device["model"] == "stand-in"
+    assert device["address"] == stand_in.cupy.cuda.Device(0).pci_bus_id
+    assert device["identity"].startswith(device["address"] + " ")
+    assert 0 < device["free"] <= device["total"]
+    held = stand_in.cupy.empty(1 << 20)
+    less = doctor.chosen_device(Alone(), "auto")["free"]
+    assert device["free"] - less >= held.nbytes
+    runtime = stand_in.cupy.cuda.runtime
+    monkeypatch.setattr(runtime, "driverGetVersion", lambda: 0)
+    assert doctor.versions()["CUDA driver"] is None
 
 
-def test_versions_and_memory_as_cupy_tells_them(monkeypatch):
-    monkeypatch.setattr(inventory, "cupy_module", pretend_cupy)
-    monkeypatch.setattr(inventory, "use_device", lambda device: doctor.ending_after(9))
-    found = inventory.versions()
-    assert found["CuPy"] == "14.2.0" and found["NCCL"] == "2.28.9"
-    assert found["CUDA runtime"] == "13.2" and found["CUDA driver"] == "12.9"
-    assert inventory.device_facts("cuda:3") == {
-        "name": "cuda:3",
-        "model": "NVIDIA Z",
-        "address": "0000:19:00",
-        "identity": "0000:19:00 0102",
-        "free": 5 << 30,
-        "total": 6 << 30,
-    }
-    no_driver = pretend_cupy(driverGetVersion=lambda: 0)
-    del no_driver.cuda.nccl
-    monkeypatch.setattr(inventory, "cupy_module", lambda: no_driver)
-    found = inventory.versions()
-    assert found["CUDA driver"] is None and found["NCCL"] is None
+def test_versions_as_they_are_written():
+    assert inventory.dotted(12090, 1000, 10) == "12.9"
+    assert inventory.dotted(13020, 1000, 10) == "13.2"
+    assert inventory.dotted(22809, 10000, 100, 1) == "2.28.9"
 
 
 def test_a_device_that_fails_is_a_sentence(monkeypatch):
@@ -323,6 +304,24 @@ def test_under_mpirun():
     assert first["process"] != second["process"] and first["backend"] == "mpi"
     assert first["versions"]["MPI"] and first["cuda_aware"] in (True, False)
     assert [row["bytes"] for row in report["all_reduce"]] == doctor.SIZES
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, status", [(1, 1), (2, 0)])
+def test_ranks_on_gpus_under_mpirun(devices, status):
+    pytest.importorskip("cupy")
+    flags = ["-m", "minidl", "doctor", "--json"]
+    count = str(devices)
+    script = ROOT / "tests" / "stand_in.py"
+    run = run_ranks(2, script, *flags, STAND_IN_DEVICES=count)
+    assert run.returncode == status, run.stderr
+    report = json.loads(run.stdout)
+    names = [own["device"]["name"] for own in report["ranks"]]
+    if devices == 2:
+        assert names == ["cuda:0", "cuda:1"] and len(report["all_reduce"]) == 4
+    else:
+        assert names[0] == "cuda:0" and report["problems"]
 
 
 @pytest.mark.mpi

@@ -72,10 +72,7 @@ def device_facts(device: str) -> dict:
         return {"name": "cpu", "model": processor(), "free": free, "total": total}
     runtime, index = cupy_module().cuda.runtime, int(device[5:])
     properties = runtime.getDeviceProperties(index)
-    address = ":".join(
-        f"{properties[name]:0{digits}x}"
-        for name, digits in (("pciDomainID", 4), ("pciBusID", 2), ("pciDeviceID", 2))
-    )
+    address = runtime.deviceGetPCIBusId(index)
     with use_device(device):
         free, total = runtime.memGetInfo()
     return {
