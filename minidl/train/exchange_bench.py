@@ -82,39 +82,37 @@ def trainee(way: str, options: dict, communicator, device: str, share: int):
     return parallel, step
 
 
-def exposed(times: dict, way: str, of=np.min) -> float:
-    """The share of communication that a step waits for, in per cent.
+def exposed(times: dict, way: str) -> np.ndarray:
+    """The share of communication that a step waits for, in per cent, in each round.
 
     100 (step with exchange - step without) / time of the communication alone, which
-    is that of the same exchange when nothing is computed beside it.
+    is that of the same exchange when nothing is computed beside it, its median.
     """
-    more = of(times[way, "step"]) - of(times["none", "step"])
-    return float(100 * more / of(times[way, "alone"]))
+    more = times[way, "step"] - times["none", "step"]
+    return 100 * more / np.median(times[way, "alone"])
 
 
 def table(communicator: Communicator, share: int, times: dict) -> list[str]:
-    """The quickest round of each, and in brackets the median."""
+    """Medians over the rounds, and in brackets the middle half of them."""
     parameters = WIDTH * (WIDTH + 1) * LAYERS
     lines = [
         f"{parameters:,} parameters, {4e-6 * parameters:.3g} MB of gradients; "
-        f"{communicator.size} ranks, {communicator.backend}, {share} samples each; "
-        f"{len(times['none', 'step'])} rounds: quickest (median)",
-        f"{'exchange':<10} {'step ms':>18} {'alone ms':>18} {'exposed %':>16}",
-        f"{'none':<10} {cell(1e3 * times['none', 'step']):>18}",
+        f"{communicator.size} ranks, {communicator.backend}, {share} samples each",
+        f"{len(times['none', 'step'])} rounds: median (middle half)",
+        f"{'exchange':<10} {'step ms':>22} {'alone ms':>22} {'exposed %':>20}",
+        f"{'none':<10} {cell(1e3 * times['none', 'step'], 1):>22}",
     ]
     for way in ("naive", "bucketed"):
-        shares = f"{exposed(times, way):.0f} ({exposed(times, way, np.median):.0f})"
         lines.append(
-            f"{way:<10} {cell(1e3 * times[way, 'step']):>18} "
-            f"{cell(1e3 * times[way, 'alone']):>18} {shares:>16}"
+            f"{way:<10} {cell(1e3 * times[way, 'step'], 1):>22} "
+            f"{cell(1e3 * times[way, 'alone'], 1):>22} "
+            f"{cell(exposed(times, way), 0):>20}"
         )
-    gain = [
-        of(times["naive", "step"]) / of(times["bucketed", "step"])
-        for of in (np.min, np.median)
-    ]
-    lines.append(f"naive step / bucketed step {gain[0]:.3f} ({gain[1]:.3f})")
-    return lines
+    gain = times["naive", "step"] / times["bucketed", "step"]
+    return [*lines, f"naive step / bucketed step {cell(gain, 2)}"]
 
 
-def cell(values) -> str:
-    return f"{np.min(values):.1f} ({np.median(values):.1f})"
+def cell(values, digits: int) -> str:
+    """median (first quartile to third)"""
+    low, median, high = (f"{v:.{digits}f}" for v in np.percentile(values, (25, 50, 75)))
+    return f"{median} ({low} to {high})"
