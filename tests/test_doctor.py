@@ -86,7 +86,7 @@ def test_a_gpu_that_is_not_there(capsys, monkeypatch):
     monkeypatch.setattr("minidl.array.device.gpu_available", lambda: False)
     assert main(["doctor", "--device", "gpu"]) == 1
     out = capsys.readouterr().out
-    assert "problem: rank 0 on " in out and "has no device: device 'gpu'" in out
+    assert "problem: no device for rank 0 on " in out and ": device 'gpu' was" in out
     assert "can be used" not in out
 
 
@@ -156,7 +156,16 @@ def test_versions_and_memory_as_cupy_tells_them(stand_in, monkeypatch):
 def test_versions_as_they_are_written():
     assert inventory.dotted(12090, 1000, 10) == "12.9"
     assert inventory.dotted(13020, 1000, 10) == "13.2"
-    assert inventory.dotted(22809, 10000, 100, 1) == "2.28.9"
+    assert inventory.asked(lambda: 22809, 10000, 100, 1) == "2.28.9"
+    assert inventory.asked(lambda: 0, 1000, 10) is None
+
+
+@pytest.mark.parametrize("error", [AttributeError, ImportError, OSError, RuntimeError])
+def test_a_library_that_is_not_there_has_no_version(error):
+    def ask():
+        raise error("no library")
+
+    assert inventory.asked(ask, 1000, 10) is None
 
 
 def test_a_device_that_fails_is_a_sentence(monkeypatch):
@@ -215,7 +224,7 @@ def test_a_gpu_for_some_and_none_for_others(alone):
     everyone[1]["device"] = alone["device"]
     everyone[2]["device"] = {"name": None, "problem": "it is lost"}
     lost, mixed = findings.problems(everyone)
-    assert lost == "rank 2 on node1 has no device: it is lost"
+    assert lost == "no device for rank 2 on node1: it is lost"
     assert "rank 1 on node1 would train on the CPU, rank 0 on node1 on a GPU" in mixed
 
 

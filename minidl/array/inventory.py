@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def dotted(number: int, *units: int) -> str:
     return ".".join(parts)
 
 
+def asked(ask: Callable[[], int], *units: int) -> str | None:
+    """The version that a library of CUDA's tells; None where it is missing."""
+    try:
+        number = ask()
+    except (AttributeError, ImportError, OSError, RuntimeError):
+        return None
+    return dotted(number, *units) if number else None
+
+
 def versions() -> dict[str, str | None]:
     """Of what results and messages between ranks depend on; None for what is missing.
 
@@ -52,13 +62,11 @@ def versions() -> dict[str, str | None]:
         warnings.simplefilter("ignore")
         cupy = cupy_module()
         if cupy is not None:
+            cuda = cupy.cuda
             found["CuPy"] = cupy.__version__
-            runtime, nccl = cupy.cuda.runtime, getattr(cupy.cuda, "nccl", None)
-            found["CUDA runtime"] = dotted(runtime.runtimeGetVersion(), 1000, 10)
-            driver = runtime.driverGetVersion()  # 0 where there is none
-            found["CUDA driver"] = dotted(driver, 1000, 10) if driver else None
-            if hasattr(nccl, "get_version"):  # not where CuPy finds no library
-                found["NCCL"] = dotted(nccl.get_version(), 10000, 100, 1)
+            found["CUDA runtime"] = asked(cuda.runtime.runtimeGetVersion, 1000, 10)
+            found["CUDA driver"] = asked(cuda.runtime.driverGetVersion, 1000, 10)
+            found["NCCL"] = asked(lambda: cuda.nccl.get_version(), 10000, 100, 1)
     return found
 
 

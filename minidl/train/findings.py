@@ -28,11 +28,11 @@ def problems(everyone: list[dict]) -> list[str]:
 
 def device_problems(everyone: list[dict]) -> list[str]:
     """Devices that cannot be used, and GPUs beside ranks without one."""
-    found = [
-        f"{name(own)} has no device: {own['device']['problem']}"
-        for own in everyone
-        if "problem" in own["device"]
-    ]
+    without: dict[str, list[dict]] = {}
+    for own in everyone:
+        if "problem" in own["device"]:
+            without.setdefault(own["device"]["problem"], []).append(own)
+    found = [f"no device for {names(some)}: {why}" for why, some in without.items()]
     on_cpu = [own for own in everyone if own["device"]["name"] == "cpu"]
     on_gpu = [own for own in everyone if "identity" in own["device"]]
     if on_cpu and on_gpu:
