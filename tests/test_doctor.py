@@ -60,7 +60,7 @@ def test_one_rank_on_a_cpu(capsys, monkeypatch):
     words = "process minidl Python NumPy CuPy NCCL MPI BLAS threads cache"
     assert all(word in out for word in words.split())
     assert str(os.getpid()) in out and "cpu" in out
-    assert "this is one rank; for several: mpirun -n 2" in out
+    assert "hint: this is one rank" in out
     assert out.endswith("minidl can be used as it is\n")
 
 
@@ -269,6 +269,15 @@ def test_what_is_missing_is_told_once(alone):
     assert "rank 1 on node1: no C++ compiler was found, so kernels" in found
     assert "without NCCL gradients travel through the memory of the host" in found
     assert "2 threads of 2 ranks share 1 cores of node1" in found
+
+
+def test_what_one_rank_lacks_for_several(alone):
+    own = {**alone, "missing": ["mpi4py"], "mpirun": None}
+    found = "\n".join(findings.hints([own]))
+    assert 'mpi4py is missing, for several ranks: pip install "minidl[mpi]"' in found
+    assert "no mpirun is on PATH" in found
+    own = {**alone, "mpirun": "/usr/bin/mpirun"}
+    assert "for several: mpirun -n 2 minidl doctor" in "\n".join(findings.hints([own]))
 
 
 def test_many_ranks_are_named_shortly(alone):

@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def facts(communicator: Communicator | None, device: str) -> dict:
         "cache": cache,
         "cache_problem": no_cache,
         "missing": [name for name in PACKAGES if find_spec(name) is None],
+        "mpirun": shutil.which("mpirun") or shutil.which("mpiexec"),
     }
 
 

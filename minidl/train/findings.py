@@ -76,11 +76,11 @@ def skew(everyone: list[dict]) -> list[str]:
 
 def hints(everyone: list[dict]) -> list[str]:
     """What works without, and would be better with."""
-    found = []
-    for own in [own for own in everyone if own["compiler_problem"]][:1]:
-        found.append(
-            f"{name(own)}: {own['compiler_problem']}, so kernels run in NumPy, slower"
-        )
+    found = [
+        f"{name(own)}: {own['compiler_problem']}, so kernels run in NumPy, slower"
+        for own in everyone
+        if own["compiler_problem"]
+    ]
     for package, (use, install) in PACKAGES.items():
         without = [own for own in everyone if package in own["missing"]]
         if without:
@@ -96,8 +96,13 @@ def hints(everyone: list[dict]) -> list[str]:
                 "without NCCL gradients travel through the memory of the host: pip "
                 "install nvidia-nccl-cu12 (or -cu13, as the driver is)"
             )
-    if everyone[0]["size"] == 1 and "mpi4py" not in everyone[0]["missing"]:
+    if everyone[0]["size"] == 1 and everyone[0]["mpirun"]:
         found.append("this is one rank; for several: mpirun -n 2 minidl doctor")
+    elif everyone[0]["size"] == 1:
+        found.append(
+            "this is one rank, and no mpirun is on PATH to start several: pip install "
+            '"minidl[mpi]" brings one, a cluster has its own'
+        )
     return found + crowded(everyone)
 
 
@@ -121,7 +126,7 @@ def name(own: dict) -> str:
 
 
 def names(some: list[dict], most: int = 8) -> str:
-    """ "rank 0 on node1", "ranks 0, 1 and 3 on node1", by host."""
+    """Ranks by host: rank 0 on node1; ranks 1, 3 on node2."""
     hosts: dict[str, list[int]] = {}
     for own in some:
         hosts.setdefault(own["host"], []).append(own["rank"])
