@@ -118,6 +118,7 @@ class FlatStorage:
     """
 
     sharded = False
+    low = None  # the weights in another type, of 16 bits: see `keep_low`
 
     def __init__(self, parameters: list[Parameter], parts: int = 1):
         first = parameters[0]
@@ -145,6 +146,17 @@ class FlatStorage:
     def end(self, p: Parameter) -> int:
         """Where the next parameter begins."""
         return p.offset + self.room(p)
+
+    def keep_low(self, dtype) -> None:
+        """Keep the weights in another type too, in `low`, with the layout of `data`.
+
+        An optimizer writes both in one launch; after any other change of the weights
+        this is to be called again.
+        """
+        if self.low is None or self.low.dtype != dtype:
+            self.low = self.data.astype(dtype)
+        else:
+            self.low[...] = self.data
 
     def zeros(self, like: Tensor | None = None):
         """An array of zeros with the layout of the storage."""

@@ -2,20 +2,29 @@
 
 from math import sqrt
 
-from minidl.optim.optimizer import Optimizer, rule
+from minidl.optim.optimizer import Optimizer
+from minidl.optim.rule import Rule
 
 # rate = 1 - beta, computed in float64: 1 - 0.999 in float32 is wrong in its fifth digit
 FIRST = "exp_avg += (d - exp_avg) * rate1;"
 MOMENTS = FIRST + "exp_avg_sq += (d * d - exp_avg_sq) * rate2;"
 SECOND = "exp_avg exp_avg_sq"
+CORRECTED = """
+rate1 = 1 - beta1;
+rate2 = 1 - beta2;
+step_size = lr / (1 - pow(beta1, step));
+correction = 1 / sqrt(1 - pow(beta2, step));
+"""
 
-adam = rule(
+adam = Rule(
     "adam",
     SECOND,
     "rate1 rate2 step_size correction eps",
     MOMENTS + "p -= step_size * exp_avg / (sqrt(exp_avg_sq) * correction + eps);",
+    CORRECTED,
+    "beta1 beta2 eps",
 )
-amsgrad = rule(
+amsgrad = Rule(
     "amsgrad",
     SECOND + " max_exp_avg_sq",
     "rate1 rate2 step_size correction eps",
@@ -24,21 +33,13 @@ amsgrad = rule(
     max_exp_avg_sq = max(max_exp_avg_sq, exp_avg_sq);
     p -= step_size * exp_avg / (sqrt(max_exp_avg_sq) * correction + eps);
     """,
+    CORRECTED,
+    "beta1 beta2 eps",
 )
 
 
 class Moments(Optimizer):
     """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, corrected by 1 - b^t."""
-
-    def scalars(self, group, state):
-        beta1, beta2 = group["betas"]
-        return {
-            "rate1": 1 - beta1,
-            "rate2": 1 - beta2,
-            "step_size": float(group["lr"]) / (1 - beta1 ** state["step"]),
-            "correction": 1 / sqrt(1 - beta2 ** state["step"]),
-            "eps": group["eps"],
-        }
 
     def explain(self, group, state, values):
         (beta1, beta2), step = group["betas"], state["step"]
@@ -89,7 +90,7 @@ class Adam(Moments):
             ),
         )
 
-    def kernel(self, group):
+    def rule(self, group):
         return amsgrad if group["amsgrad"] else adam
 
 

@@ -2,10 +2,11 @@
 
 from math import sqrt
 
-from minidl.optim.adam import FIRST, MOMENTS, SECOND, Moments
-from minidl.optim.optimizer import Optimizer, rule
+from minidl.optim.adam import CORRECTED, FIRST, MOMENTS, SECOND, Moments
+from minidl.optim.optimizer import Optimizer
+from minidl.optim.rule import Rule
 
-nadam = rule(
+nadam = Rule(
     "nadam",
     SECOND,
     "rate1 rate2 step_size ahead correction eps",
@@ -13,23 +14,49 @@ nadam = rule(
     + """
     p -= (step_size * d + ahead * exp_avg) / (sqrt(exp_avg_sq) * correction + eps);
     """,
+    CORRECTED
+    + """
+    auto mu = beta1 * (1 - pow(0.96, step * momentum_decay) / 2);
+    auto after = beta1 * (1 - pow(0.96, (step + 1) * momentum_decay) / 2);
+    mu_product = where(skip > 0, mu_product, mu_product * mu);
+    step_size = lr * (1 - mu) / (1 - mu_product);
+    ahead = lr * after / (1 - mu_product * after);
+    """,
+    "beta1 beta2 eps momentum_decay",
+    counters="step mu_product",
 )
-radam = rule(
+# n_t > 5 only where n is, too: the bounds keep the roots and quotients real
+radam = Rule(
     "radam",
     SECOND,
     "rate1 rate2 step_size rectified eps",
     MOMENTS
     + """
-    auto factor = where(rectified > 0, rectified / (sqrt(exp_avg_sq) + eps), 1);
-    p -= step_size * exp_avg * factor;
+    auto slowed = where(rectified > 0, rectified / (sqrt(exp_avg_sq) + eps), 1);
+    p -= step_size * exp_avg * slowed;
     """,
+    """
+    rate1 = 1 - beta1;
+    rate2 = 1 - beta2;
+    step_size = lr / (1 - pow(beta1, step));
+    auto known = 1 - pow(beta2, step);
+    auto n = 2 / (1 - beta2) - 1;
+    auto n_t = n - 2 * step * pow(beta2, step) / known;
+    auto a = max(n, 5);
+    auto b = max(n_t, 5);
+    rectified = sqrt((b - 4) * (b - 2) * a / ((a - 4) * (a - 2) * b) * known);
+    rectified = where(n_t > 5, rectified, 0);
+    """,
+    "beta1 beta2 eps",
 )
-adamax = rule(
+adamax = Rule(
     "adamax",
     "exp_avg exp_inf",
     "rate1 beta2 step_size eps",
     FIRST + "exp_inf = max(beta2 * exp_inf, abs(d) + eps);"
     "p -= step_size * exp_avg / exp_inf;",
+    "rate1 = 1 - beta1; step_size = lr / (1 - pow(beta1, step));",
+    "beta1 beta2 eps",
 )
 
 
@@ -68,29 +95,12 @@ class NAdam(Moments):
             ),
         )
 
-    def kernel(self, group):
+    def rule(self, group):
         return nadam
 
-    @staticmethod
-    def mu(group: dict, step: int) -> float:
-        """The momentum of a step."""
-        return group["betas"][0] * (1 - 0.96 ** (step * group["momentum_decay"]) / 2)
-
-    def advance(self, group, state):
-        state["step"] += 1
-        state["mu_product"] *= self.mu(group, state["step"])
-
-    def scalars(self, group, state):
-        lr, step, product = float(group["lr"]), state["step"], state["mu_product"]
-        mu, after = self.mu(group, step), self.mu(group, step + 1)
-        return {
-            **super().scalars(group, state),
-            "step_size": lr * (1 - mu) / (1 - product),
-            "ahead": lr * after / (1 - product * after),
-        }
-
     def explain(self, group, state, values):
-        after = self.mu(group, state["step"] + 1)
+        decay = group["momentum_decay"]
+        after = group["betas"][0] * (1 - 0.96 ** ((state["step"] + 1) * decay) / 2)
         m_hat = after * values["exp_avg"] / (1 - state["mu_product"] * after)
         return {**super().explain(group, state, values), "m_hat": m_hat}
 
@@ -128,24 +138,11 @@ class RAdam(Moments):
             ),
         )
 
-    def kernel(self, group):
+    def rule(self, group):
         return radam
 
-    def scalars(self, group, state):
-        (_, beta2), step = group["betas"], state["step"]
-        shared = super().scalars(group, state)
-        known = 1 - beta2**step
-        n = 2 / (1 - beta2) - 1
-        n_t = n - 2 * step * beta2**step / known
-        rectified = 0.0
-        if n_t > 5:
-            r = sqrt((n_t - 4) * (n_t - 2) * n / ((n - 4) * (n - 2) * n_t))
-            rectified = r * sqrt(known)
-        del shared["correction"]
-        return {**shared, "rectified": rectified}
-
     def explain(self, group, state, values):
-        rectified = self.scalars(group, state)["rectified"]
+        rectified = state["rectified"]
         root = sqrt(values["exp_avg_sq"]) + group["eps"]
         return {
             **super().explain(group, state, values),
@@ -180,17 +177,8 @@ class Adamax(Optimizer):
             ),
         )
 
-    def kernel(self, group):
+    def rule(self, group):
         return adamax
-
-    def scalars(self, group, state):
-        beta1, beta2 = group["betas"]
-        return {
-            "rate1": 1 - beta1,
-            "beta2": beta2,
-            "step_size": float(group["lr"]) / (1 - beta1 ** state["step"]),
-            "eps": group["eps"],
-        }
 
     def explain(self, group, state, values):
         m, u = values.values()

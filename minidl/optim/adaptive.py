@@ -2,33 +2,41 @@
 
 from math import sqrt
 
-from minidl.optim.optimizer import Optimizer, rule
+from minidl.optim.optimizer import Optimizer
+from minidl.optim.rule import Rule
 
 
 def rmsprop(centered: bool, momentum: bool):
     """The kernel for these settings."""
     root = "square_avg - grad_avg * grad_avg" if centered else "square_avg"
-    return rule(
+    return Rule(
         "rmsprop" + "_centered" * centered + "_momentum" * momentum,
         "square_avg" + " grad_avg" * centered + " momentum_buffer" * momentum,
         "lr rate eps" + " momentum" * momentum,
         "square_avg += (d * d - square_avg) * rate;"
         + "grad_avg += (d - grad_avg) * rate;" * centered
-        + f"auto step = d / (sqrt({root}) + eps);"
+        + f"auto scaled = d / (sqrt({root}) + eps);"
         + (
-            "momentum_buffer = momentum * momentum_buffer + step;"
+            "momentum_buffer = momentum * momentum_buffer + scaled;"
             "p -= lr * momentum_buffer;"
             if momentum
-            else "p -= lr * step;"
+            else "p -= lr * scaled;"
         ),
+        "rate = 1 - alpha;",
+        "alpha eps" + " momentum" * momentum,
     )
 
 
 RMSPROP = {(c, m): rmsprop(c, m) for c in (False, True) for m in (False, True)}
-adagrad = rule(
-    "adagrad", "sum", "lr eps", "sum += d * d; p -= lr * d / (sqrt(sum) + eps);"
+adagrad = Rule(
+    "adagrad",
+    "sum",
+    "slowed eps",
+    "sum += d * d; p -= slowed * d / (sqrt(sum) + eps);",
+    "slowed = lr / (1 + (step - 1) * lr_decay);",
+    "lr_decay eps",
 )
-adadelta = rule(
+adadelta = Rule(
     "adadelta",
     "square_avg acc_delta",
     "lr rate eps",
@@ -38,6 +46,8 @@ adadelta = rule(
     acc_delta += (delta * delta - acc_delta) * rate;
     p -= lr * delta;
     """,
+    "rate = 1 - rho;",
+    "rho eps",
 )
 
 
@@ -75,18 +85,8 @@ class RMSprop(Optimizer):
             ),
         )
 
-    def kernel(self, group):
+    def rule(self, group):
         return RMSPROP[bool(group["centered"]), group["momentum"] > 0]
-
-    def scalars(self, group, state):
-        shared = {
-            "lr": float(group["lr"]),
-            "rate": 1 - group["alpha"],
-            "eps": group["eps"],
-        }
-        if group["momentum"] > 0:
-            shared["momentum"] = group["momentum"]
-        return shared
 
     def explain(self, group, state, values):
         variance = values["square_avg"] - values.get("grad_avg", 0.0) ** 2
@@ -123,15 +123,11 @@ class Adagrad(Optimizer):
             ),
         )
 
-    def kernel(self, group):
+    def rule(self, group):
         return adagrad
 
     def initial(self, group, name):
         return group["initial_accumulator_value"]
-
-    def scalars(self, group, state):
-        slowed = 1 + (state["step"] - 1) * group["lr_decay"]
-        return {"lr": float(group["lr"]) / slowed, "eps": group["eps"]}
 
     def explain(self, group, state, values):
         return {**values, "denominator": sqrt(values["sum"]) + group["eps"]}
@@ -164,15 +160,8 @@ class Adadelta(Optimizer):
         if not 0 <= group["rho"] <= 1:
             raise ValueError(f"rho must lie in [0, 1], got {group['rho']}")
 
-    def kernel(self, group):
+    def rule(self, group):
         return adadelta
-
-    def scalars(self, group, state):
-        return {
-            "lr": float(group["lr"]),
-            "rate": 1 - group["rho"],
-            "eps": group["eps"],
-        }
 
     def explain(self, group, state, values):
         return {**values, "denominator": sqrt(values["square_avg"] + group["eps"])}

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from minidl.array.device import array_module, device_of, to_device
+from minidl.array import euclid
+from minidl.array.device import Array, array_module, device_of, on_gpu, to_device
 from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
 from minidl.optim.flat import runs, storage_of
@@ -38,13 +39,27 @@ def whole_gradients(parameters: Tensor | Iterable[Tensor]) -> list:
     return gradients(parameters)
 
 
-def norm(array, order: float):
+def norm(array: Array, order: float) -> Array:
     """The vector norm as a 0-d array, in float32 or wider."""
     xp = array_module(array)
     flat = array.reshape(-1)
     if flat.dtype.itemsize < 4:
         flat = flat.astype(xp.float32)
-    return xp.asarray(xp.linalg.norm(flat, None if order == 2 else order))
+    return xp.asarray(xp.linalg.norm(flat, order))
+
+
+def total_norm(arrays: list, order: float) -> Array:
+    """The norm over all arrays as a 0-d array, in float32 or wider."""
+    if order != 2:
+        norms = [norm(g, order) for g in arrays]
+        xp, device = array_module(norms[0]), device_of(norms[0])
+        return norm(xp.stack([to_device(n, device) for n in norms]), order)
+    dtype = np.result_type(np.float32, *(g.dtype for g in arrays))
+    if not on_gpu(arrays[0]):
+        return np.asarray(euclid.norm(arrays)[0], dtype)
+    found = euclid.on_device(arrays)
+    found = found[1:2] if dtype == np.float64 else found[3:4].view(dtype)[:1]
+    return found.reshape(())
 
 
 def clip_grad_norm_(
@@ -56,17 +71,12 @@ def clip_grad_norm_(
     """g *= min(1, max_norm / (norm + 1e-6)); returns the norm over all gradients.
 
     The norm stays on the device. Raises RuntimeError, changing nothing, for a norm that
-    is not finite, if `error_if_nonfinite`.
+    is not finite, if `error_if_nonfinite`: to know, a GPU is waited for.
     """
     found = whole_gradients(parameters)
-    order = float(norm_type)
     if not found:
         return Tensor(np.zeros((), np.float32))
-    norms = [norm(g, order) for g in found]
-    total = norms[0]
-    if len(norms) > 1:
-        xp, device = array_module(total), device_of(total)
-        total = norm(xp.stack([to_device(n, device) for n in norms]), order)
+    total = total_norm(found, float(norm_type))
     if error_if_nonfinite and not np.isfinite(float(total)):
         raise RuntimeError(
             f"the norm of order {norm_type} of the gradients is {float(total)}: "

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from minidl.array.device import Array, array_module, device_of, use_device
 from minidl.autograd.tensor import Tensor
 from minidl.nn.parameter import ALIGNMENT, FlatStorage, Parameter
+from minidl.optim.clock import Clock, Settings
 
 
 class Run(NamedTuple):
@@ -14,6 +17,7 @@ class Run(NamedTuple):
     first: Tensor
     data: Array
     grad: Array
+    low: Array | None = None  # of the weights in another type
 
 
 def runs(
@@ -52,7 +56,8 @@ def joined(run: list[Tensor]) -> Run:
     if storage is None:
         return Run(first, first.data, first.grad.data)
     part = slice(first.offset, storage.end(run[-1]))
-    return Run(first, storage.data[part], storage.grad[part])
+    low = None if storage.low is None else storage.low[part]
+    return Run(first, storage.data[part], storage.grad[part], low)
 
 
 def gathered(parameters: list[Tensor]) -> list[list[Tensor]]:
@@ -71,10 +76,19 @@ def gathered(parameters: list[Tensor]) -> list[list[Tensor]]:
 
 
 class FlatState:
-    """Flat arrays of state, laid out as flat storage of the same parameters is."""
+    """Flat arrays of state, laid out as flat storage of the same parameters is.
 
-    def __init__(self, parameters: list[Tensor]):
-        self.parameters = parameters
+    Parameters have one clock as long as they all have stepped together: `counters`
+    says what it counts, and from where.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        counters: dict[str, float],
+        state: dict[Tensor, dict],
+    ):
+        self.parameters, self.counters, self.state = parameters, counters, state
         self.dtype, self.device = parameters[0].dtype, parameters[0].data.device
         unit = ALIGNMENT // self.dtype.itemsize
         self.offsets, self.ends, self.size = {}, {}, 0
@@ -83,6 +97,23 @@ class FlatState:
             self.size += -(-p.data.size // unit) * unit
             self.ends[p] = self.size
         self.buffers: dict[str, Array] = {}
+        self.settings = Settings(self.like)
+        with use_device(device_of(self.like)):
+            counts = array_module(self.like).asarray(list(counters.values()), float)
+        clock = Clock(counts)
+        self.clocks: dict[Tensor, Clock] = {}
+        for p in parameters:
+            self.set_clock(p, clock)
+
+    @property
+    def like(self) -> Array:
+        """An array on the device, of the number type."""
+        return self.parameters[0].data
+
+    @property
+    def compute(self) -> np.dtype:
+        """The type that kernels compute in."""
+        return np.result_type(self.dtype, np.float32)
 
     def check(self, names: dict[Tensor, str]) -> None:
         """Raise RuntimeError if a parameter has another type or device by now, or a
@@ -102,12 +133,51 @@ class FlatState:
 
     def add(self, name: str, value: float) -> None:
         """A new buffer, filled with a value."""
-        like = self.parameters[0].data
-        with use_device(device_of(like)):
-            self.buffers[name] = array_module(like).full(self.size, value, self.dtype)
+        with use_device(device_of(self.like)):
+            xp = array_module(self.like)
+            self.buffers[name] = xp.full(self.size, value, self.dtype)
 
-    def adjacent(self, p: Tensor, q: Tensor) -> bool:
-        return self.ends[p] == self.offsets[q]
+    def part_ways(self) -> None:
+        """Give clocks of their own to parameters that stay while others step."""
+        absent = [p for p in self.parameters if p.grad is None]
+        if absent and len(absent) < len(self.parameters):
+            stepping = {self.clocks[p] for p in self.parameters if p.grad is not None}
+            staying: dict[Clock, Clock] = {}
+            for p in absent:
+                clock = self.clocks[p]
+                if clock in stepping:
+                    if clock not in staying:
+                        staying[clock] = clock.split()
+                    self.set_clock(p, staying[clock])
+
+    def set_clock(self, p: Tensor, clock: Clock) -> None:
+        """Let a parameter's state count by this clock."""
+        self.clocks[p] = clock
+        for i, name in enumerate(self.counters):
+            self.state[p][name] = Tensor(clock.counts[i : i + 1].reshape(()))
+
+    def set_counts(self, counts: dict[Tensor, dict]) -> None:
+        """Let each parameter have counted this.
+
+        Clocks stay where they are, which a captured step knows, and never become one
+        again; one whose parameters differ from now on is split.
+        """
+        first = {}  # of each clock, the counts of its first parameter
+        split: dict[tuple, Clock] = {}
+        for p in self.parameters:
+            clock = self.clocks[p]
+            values = tuple(float(counts[p][name]) for name in self.counters)
+            if first.setdefault(clock, values) != values:
+                if (clock, values) not in split:
+                    split[clock, values] = clock.split()
+                    split[clock, values].set(values)
+                self.set_clock(p, split[clock, values])
+        for clock, values in first.items():
+            clock.set(values)
+
+    def together(self, p: Tensor, q: Tensor) -> bool:
+        """Whether one launch can do for both: neighbours, equally many steps."""
+        return self.clocks[p] is self.clocks[q] and self.ends[p] == self.offsets[q]
 
     def part(self, buffer: Array, run: Run) -> Array:
         """What a buffer holds of a run, in its shape."""

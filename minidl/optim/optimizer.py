@@ -1,36 +1,25 @@
 """What all optimizers share: groups of parameters, their flat state, and the step.
 
 A rule (SGD, Adam, ...) is written once, for one flat vector. `step` calls it on the
-longest runs of flat storage whose parameters all have a gradient and have made the
-same number of steps: in training, that is once a group.
+longest runs of flat storage whose parameters all have a gradient and have always
+stepped together: in training, that is once a group.
 """
 
-from minidl.array.kernel import Kernel
+from minidl.array import euclid
+from minidl.array.device import Array, device_of, to_device
 from minidl.autograd.mode import enable_grad
 from minidl.autograd.tensor import Tensor
 from minidl.optim import state
+from minidl.optim.clip import gradients
+from minidl.optim.clock import Clock
 from minidl.optim.flat import FlatState, gathered, runs
+from minidl.optim.rule import Rule
 from minidl.optim.trace import Trace, trace
 
 NOT_NEGATIVE = (
     "lr eps weight_decay momentum alpha lr_decay momentum_decay "
     "initial_accumulator_value"
 ).split()
-
-
-def rule(name: str, state: str, scalars: str, body: str) -> Kernel:
-    """The kernel of a rule: `body` changes p and the state, given the descent d.
-
-    d = g + weight_decay p, with -g for g when maximizing; with decoupled weight decay
-    d = g, and p has already lost lr weight_decay p.
-    """
-    return Kernel(
-        name,
-        inputs="g",
-        outputs=f"p {state}",
-        scalars=f"sign decay fade {scalars}",
-        body="auto d = sign * g + decay * p; p -= fade * p;" + body,
-    )
 
 
 class Optimizer:
@@ -41,11 +30,22 @@ class Optimizer:
     one, a storage a group; those that do stay where they are. Plain leaf Tensors are
     trained too, each by a launch of its own.
 
-    A subclass defines `kernel` and `scalars`.
+    The next steps divide the gradients by `grad_scale`; where `found_inf` is over 0,
+    they change nothing. Both may be one-element arrays: a GradScaler sets them. With a
+    `max_norm` each step clips as `clip_grad_norm_` does, without a pass over the
+    gradients, which stay as they are; a norm that is not finite leaves out the step.
+
+    On a GPU a step waits for nothing, and is launches alone: it can be captured in a
+    CUDA graph. `refresh` says what is to be done before such a step is replayed.
+
+    A subclass defines `rule`.
     """
 
     counters: dict = {"step": 0}  # what a parameter's state counts besides its arrays
     overflow: bool | None = None  # what all ranks know of gradients; None: look there
+    grad_scale: float | Array | None = None
+    found_inf: float | Array | None = None
+    max_norm: float | None = None
 
     def __init__(self, params, defaults: dict):
         if isinstance(params, Tensor):
@@ -87,15 +87,20 @@ class Optimizer:
         taken = dict.fromkeys(self.names.values())
         for name, p in named:
             self.names[p] = unique(name or f"param{len(taken)}", taken)
-            self.state[p] = dict(self.counters)
+            self.state[p] = {}
         self.param_groups.append(group)
-        self.flat.append(list(map(FlatState, gathered(group["params"]))))
+        self.flat.append(
+            [
+                FlatState(members, self.counters, self.state)
+                for members in gathered(group["params"])
+            ]
+        )
         for flat in self.flat[-1]:
             self.buffers(group, flat)
 
     def buffers(self, group: dict, flat: FlatState) -> list:
         """The flat state that the group's rule works on; what is missing is made."""
-        names = self.kernel(group).outputs[1:]
+        names = self.rule(group).state
         for name in names:
             if name not in flat.buffers:
                 flat.add(name, self.initial(group, name))
@@ -113,41 +118,27 @@ class Optimizer:
 
     # The rule ---------------------------------------------------------------------
 
-    def kernel(self, group: dict) -> Kernel:
-        """The kernel for these settings; its outputs are p and the names of the state.
-
-        Its scalars are numbers or one-element arrays.
-        """
+    def rule(self, group: dict) -> Rule:
+        """The rule for these settings."""
         raise NotImplementedError
 
-    def scalars(self, group: dict, state: dict) -> dict:
-        """The kernel's scalars in this step, without those that `rule` adds."""
-        return {"lr": float(group["lr"])}
+    def settings(self, group: dict) -> dict:
+        """The settings that the group's rule knows by name, each a number."""
+        betas = dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))
+        values = {"weight_decay": 0, "decoupled_weight_decay": 0, **group, **betas}
+        values["max_norm"] = 1 if self.max_norm is None else self.max_norm
+        return {name: values[name] for name in self.rule(group).settings}
 
     def initial(self, group: dict, name: str) -> float:
         """What a new state is filled with."""
         return 0.0
 
-    def advance(self, group: dict, state: dict) -> None:
-        """Count a step of a parameter."""
-        state["step"] += 1
-
     def explain(self, group: dict, state: dict, values: dict) -> dict:
-        """What `trace` shows of a weight's new state, by name."""
-        return values
+        """What `trace` shows of a weight's new state, by name.
 
-    def update(self, group: dict, state: dict, p, g, buffers) -> None:
-        """Change p and the buffers in place; arrays of one shape, in their order."""
-        decay = group.get("weight_decay", 0)
-        decoupled = group.get("decoupled_weight_decay", False)
-        self.kernel(group)(
-            g,
-            out=(p, *buffers) if buffers else p,
-            sign=-1.0 if group["maximize"] else 1.0,
-            decay=0.0 if decoupled else decay,
-            fade=float(group["lr"]) * decay if decoupled else 0.0,
-            **self.scalars(group, state),
-        )
+        `state` are the counters and the rule's numbers.
+        """
+        return values
 
     # The step ---------------------------------------------------------------------
 
@@ -163,28 +154,52 @@ class Optimizer:
         for flats in self.flat:
             for flat in flats:
                 flat.check(self.names)
+        self.refresh()
+        known = self.known()
         for group, flats in zip(self.param_groups, self.flat, strict=True):
             for flat in flats:
-                self.step_flat(group, flat)
+                self.step_flat(group, flat, known)
         return loss
 
-    def step_flat(self, group: dict, flat: FlatState) -> None:
-        states, counters = self.state, list(self.counters)
+    def refresh(self) -> None:
+        """Bring settings that the host has changed since the last step to the device.
 
-        def alike(p, q):
-            p_state, q_state = states[p], states[q]
-            for name in counters:
-                if p_state[name] != q_state[name]:
-                    return False
-            return flat.adjacent(p, q)
+        `step` does this itself. A captured step does not see what Python does: call
+        `refresh` before each replay, on the stream of the replay. It launches one
+        kernel for each number that has changed, and waits for nothing.
+        """
+        for group, flats in zip(self.param_groups, self.flat, strict=True):
+            for flat in flats:
+                flat.settings.refresh(self.settings(group))
 
-        buffers = self.buffers(group, flat)
-        for p in flat.parameters:
-            if p.grad is not None:
-                self.advance(group, states[p])
-        for run in runs(flat.parameters, alike):
+    def known(self) -> dict:
+        """What this step knows of the gradients, for every rule alike."""
+        return {
+            "divisor": 1.0 if self.grad_scale is None else self.grad_scale,
+            "found": 0.0 if self.found_inf is None else self.found_inf,
+            "norm": 0.0 if self.max_norm is None else self.gradient_norm()[0],
+        }
+
+    def gradient_norm(self) -> tuple:
+        """The norm of all gradients as they are, and whether it is not finite."""
+        return euclid.norm(gradients(self.state))
+
+    def advance(self, group: dict, flat: FlatState, clock: Clock, known: dict) -> dict:
+        """Count a step; the numbers that the rule needs in it."""
+        given = {name: placed(value, flat.like) for name, value in known.items()}
+        rule = self.rule(group)
+        return clock.advance(rule, {**flat.settings, **given}, flat.compute)
+
+    def step_flat(self, group: dict, flat: FlatState, known: dict) -> None:
+        rule, buffers = self.rule(group), self.buffers(group, flat)
+        flat.part_ways()
+        numbers: dict[Clock, dict] = {}
+        for run in runs(flat.parameters, flat.together):
+            clock = flat.clocks[run.first]
+            if clock not in numbers:
+                numbers[clock] = self.advance(group, flat, clock, known)
             parts = [flat.part(buffer, run) for buffer in buffers]
-            self.update(group, states[run.first], run.data, run.grad, parts)
+            rule(run.grad, run.data, parts, numbers[clock], run.low)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; with set_to_none=False those there become zeros."""
@@ -229,6 +244,15 @@ class Optimizer:
             for group in self.param_groups
         )
         return f"{type(self).__name__}({groups})"
+
+
+def placed(value, like: Array):
+    """A number, or a one-element array on the device of the parameters."""
+    if isinstance(value, int | float):
+        return value
+    if device_of(like) == "cpu":
+        return float(value)
+    return to_device(value, device_of(like)).reshape(1)
 
 
 def unique(name: str, taken: dict) -> str:

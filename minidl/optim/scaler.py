@@ -2,17 +2,18 @@
 
 import numpy as np
 
-from minidl.array.device import array_module, device_of, to_device, use_device
+from minidl.array import euclid
+from minidl.array.device import device_of, on_gpu, to_device, use_device
 from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
 from minidl.optim.clip import gradients
+from minidl.optim.optimizer import Optimizer
 
 unscale = Kernel("unscale", outputs="g", scalars="scale", body="g = g / scale;")
 update_scale = Kernel(
     "update_scale",
-    inputs="found_inf",
     outputs="scale good",
-    scalars="growth backoff interval",
+    scalars="found_inf growth backoff interval",
     body="""
     good = where(found_inf > 0, 0, good + 1);
     auto larger = scale * growth;
@@ -31,8 +32,10 @@ class GradScaler:
         scaler.update()
 
     The scale falls by `backoff_factor` when a gradient is infinite or NaN, and rises by
-    `growth_factor` after `growth_interval` steps without one. Scale and findings stay
-    on the device; `step` reads one number to know whether to leave out a step.
+    `growth_factor` after `growth_interval` steps without one. The gradients are
+    measured once; the optimizer's own kernel divides them by the scale and, on a GPU,
+    leaves out the step: nothing waits for the device. In memory they stay as `backward`
+    left them, unless `unscale_` is called.
     PyTorch's torch.amp.GradScaler, but for `device`: None is that of the first outputs.
     """
 
@@ -54,7 +57,8 @@ class GradScaler:
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         self._growth_interval = growth_interval
         self._scale = self._good = None  # 0-d arrays, once the device is known
-        self._found: dict = {}  # optimizer: [whether one is not finite, stepped yet]
+        # of each optimizer, whether a gradient is not finite, and what was done last
+        self._found: dict = {}
 
     def scale(self, outputs):
         """The Tensor, or each of a list or tuple of them, times the scale."""
@@ -82,36 +86,57 @@ class GradScaler:
             return
         self._check("unscale_")
         if optimizer in self._found:
-            done = "step" if self._found[optimizer][1] else "unscale_"
+            done = self._found[optimizer][1]
             raise RuntimeError(f"{done} was called already since the last update()")
-        found_inf = array_module(self._scale).zeros_like(self._scale)
-        arrays = gradients(p for g in optimizer.param_groups for p in g["params"])
+        self._find(optimizer, "unscale_")
+        for g in optimizer_gradients(optimizer):
+            unscale(out=g, scale=to_device(self._scale, device_of(g)))
+
+    def _find(self, optimizer, doing: str) -> None:
+        """Look for gradients that are not finite; what all ranks know is known."""
+        arrays = optimizer_gradients(optimizer)
         if any(g.dtype == np.float16 for g in arrays):
             raise ValueError(
                 "float16 gradients cannot be unscaled, they would become zero: "
                 "keep the parameters in float32"
             )
-        for g in arrays:
-            unscale(out=g, scale=to_device(self._scale, device_of(g)))
-            if optimizer.overflow is None:
-                bad = ~array_module(g).isfinite(g).all()
-                found_inf += to_device(bad, device_of(found_inf))
-        if optimizer.overflow:
-            found_inf += 1
-        self._found[optimizer] = [found_inf, False]
+        known = getattr(optimizer, "overflow", None)
+        found = euclid.norm(arrays)[1] if known is None else known
+        self._found[optimizer] = [found, doing]
 
     def step(self, optimizer):
-        """`optimizer.step()`, unless a gradient is infinite or NaN."""
+        """`optimizer.step()`, which changes nothing if a gradient is infinite or NaN.
+
+        It is not called at all, and None returned, where to know costs nothing: on a
+        CPU; and where the optimizer is none of this package: it is waited for.
+        """
         if not self._enabled:
             return optimizer.step()
         self._check("step")
-        if self._found.get(optimizer, (None, False))[1]:
+        ours = isinstance(optimizer, Optimizer)
+        if self._found.get(optimizer, (None, ""))[1] == "step":
             raise RuntimeError("step was called already since the last update()")
-        if optimizer not in self._found:
+        fused = ours and optimizer not in self._found
+        if fused:
+            self._find(optimizer, "step")
+        elif optimizer not in self._found:
             self.unscale_(optimizer)
-        found = self._found[optimizer]
-        found[1] = True
-        return None if found[0] > 0 else optimizer.step()
+        self._found[optimizer][1] = "step"
+        found = self._found[optimizer][0]
+        if not (ours and on_gpu(found)):
+            if found > 0:
+                return None
+            found = None
+        if not ours:
+            return optimizer.step()
+        optimizer.grad_scale, optimizer.found_inf = (
+            self._scale if fused else None,
+            found,
+        )
+        try:
+            return optimizer.step()
+        finally:
+            optimizer.grad_scale = optimizer.found_inf = None
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Let the scale grow or fall by what was found, or set it; ends the step."""
@@ -123,12 +148,14 @@ class GradScaler:
         elif not self._found:
             raise RuntimeError("update() needs a step(optimizer) before it")
         else:
-            found_inf = array_module(self._scale).zeros_like(self._scale)
-            for found, _ in self._found.values():
-                found_inf += found
+            place = device_of(self._scale)
+            found = [
+                to_device(f, place) if on_gpu(f) else float(f)
+                for f, _ in self._found.values()
+            ]
             update_scale(
-                found_inf,
                 out=(self._scale, self._good),
+                found_inf=sum(found[1:], found[0]),
                 growth=self._growth_factor,
                 backoff=self._backoff_factor,
                 interval=self._growth_interval,
@@ -185,4 +212,10 @@ class GradScaler:
         self._backoff_factor = state_dict["backoff_factor"]
         self._growth_interval = state_dict["growth_interval"]
         if self._scale is not None:
-            self._place(device_of(self._scale))
+            self._scale.fill(state_dict["scale"])
+            self._good.fill(state_dict["_growth_tracker"])
+
+
+def optimizer_gradients(optimizer) -> list:
+    """The gradients of all groups as arrays, one for neighbours in flat storage."""
+    return gradients(p for group in optimizer.param_groups for p in group["params"])

@@ -1,10 +1,11 @@
 """Stochastic gradient descent, with momentum."""
 
-from minidl.optim.optimizer import Optimizer, rule
+from minidl.optim.optimizer import Optimizer
+from minidl.optim.rule import Rule
 
-sgd = rule("sgd", "", "lr", "p -= lr * d;")
+sgd = Rule("sgd", "", "lr", "p -= lr * d;")
 # first is 1 in a parameter's first step, when the buffer takes the gradient as it is
-sgd_momentum = rule(
+sgd_momentum = Rule(
     "sgd_momentum",
     "momentum_buffer",
     "lr momentum damped first nesterov",
@@ -12,6 +13,8 @@ sgd_momentum = rule(
     momentum_buffer = where(first > 0, d, momentum * momentum_buffer + damped * d);
     p -= lr * where(nesterov > 0, d + momentum * momentum_buffer, momentum_buffer);
     """,
+    "damped = 1 - dampening; first = step == 1;",
+    "momentum dampening nesterov",
 )
 
 
@@ -51,16 +54,5 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs a momentum and no dampening")
 
-    def kernel(self, group):
+    def rule(self, group):
         return sgd_momentum if group["momentum"] else sgd
-
-    def scalars(self, group, state):
-        if not group["momentum"]:
-            return super().scalars(group, state)
-        return {
-            "lr": float(group["lr"]),
-            "momentum": group["momentum"],
-            "damped": 1 - group["dampening"],
-            "first": state["step"] == 1,
-            "nesterov": group["nesterov"],
-        }

@@ -1,15 +1,17 @@
 """Adam over several ranks, each of which keeps a share of the moments."""
 
-from math import sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 
+from minidl.array import euclid
+from minidl.array.device import array_module, on_gpu
 from minidl.autograd.mode import enable_grad
 from minidl.autograd.tensor import Tensor
 from minidl.nn.parameter import Parameter
 from minidl.optim import state
 from minidl.optim.adam import Adam
-from minidl.optim.clip import gradients, norm, shrink
+from minidl.optim.clip import gradients, shrink
 from minidl.optim.optimizer import unique
 
 
@@ -119,12 +121,25 @@ class ShardedAdam(Adam):
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """g *= min(1, max_norm / (norm + 1e-6)), with the norm over all ranks; that."""
-        found = gradients(q for group in self.param_groups for q in group["params"])
-        squares = np.array([sum(float(norm(g, 2)) ** 2 for g in found)])
-        total = sqrt(self.communicator.all_reduce(squares)[0])
-        for g in found:
+        total, _ = self.gradient_norm()
+        for g in gradients(self.state):
             shrink(out=g, total=total, limit=float(max_norm))
+        if on_gpu(total):
+            return Tensor(total.reshape(()).astype(np.float32))
         return Tensor(np.asarray(total, np.float32))
+
+    def gradient_norm(self) -> tuple:
+        """The norm of the gradients of all ranks, and whether it is not finite."""
+        found, like = gradients(self.state), self.exchange.parameters[0].data
+        if not on_gpu(like):
+            square = np.array([euclid.norm(found)[0] ** 2])
+            square = float(self.communicator.all_reduce(square)[0])
+            return sqrt(square) if isfinite(square) else square, not isfinite(square)
+        with like.device:
+            xp = array_module(like)
+            square = euclid.on_device(found)[:1] if found else xp.zeros(1)
+            self.communicator.all_reduce(square)
+            return xp.sqrt(square), ~xp.isfinite(square)
 
     def trace(self, param: Tensor, index):
         """Not here, where no rank knows all of a parameter's state."""
@@ -139,7 +154,7 @@ class ShardedAdam(Adam):
             self.param_groups, self.members, self.flat, strict=True
         ):
             counts = self.counted(members)
-            buffers = self.kernel(group).outputs[1:]
+            buffers = self.rule(group).state
             whole = {name: self.gathered(members, flats, name) for name in buffers}
             for name, p in members.items():
                 arrays = {key: Tensor(whole[key][p]) for key in buffers}
@@ -155,7 +170,7 @@ class ShardedAdam(Adam):
         steps = dict.fromkeys(members.values(), 0)
         for piece, held in self.state.items():
             if piece.parameter in steps:
-                steps[piece.parameter] = held["step"]
+                steps[piece.parameter] = int(held["step"].item())
         counts = np.array(list(steps.values()), np.int64)
         if members:
             self.communicator.all_reduce(counts, "max")

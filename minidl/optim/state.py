@@ -12,13 +12,28 @@ def settings(group: dict) -> dict:
 def collect(optimizer) -> dict:
     """What `Optimizer.state_dict` returns; its Tensors are the state itself."""
     names = optimizer.names
+    counts = counted(optimizer)
     return {
-        "state": {names[p]: dict(values) for p, values in optimizer.state.items()},
+        "state": {
+            names[p]: {**values, **counts[p]} for p, values in optimizer.state.items()
+        },
         "param_groups": [
             {**settings(group), "params": [names[p] for p in group["params"]]}
             for group in optimizer.param_groups
         ],
     }
+
+
+def counted(optimizer) -> dict[Tensor, dict]:
+    """What each parameter's state counts, as numbers; a clock is read once."""
+    kinds = {name: type(start) for name, start in optimizer.counters.items()}
+    counts = {}
+    for flat in sum(optimizer.flat, []):
+        read = {clock: clock.values() for clock in dict.fromkeys(flat.clocks.values())}
+        for p, clock in flat.clocks.items():
+            pairs = zip(kinds.items(), read[clock], strict=True)
+            counts[p] = {name: kind(value) for (name, kind), value in pairs}
+    return counts
 
 
 def load(optimizer, state_dict: dict) -> None:
@@ -42,18 +57,17 @@ def load(optimizer, state_dict: dict) -> None:
         group.update(new)
         for flat in flats:
             optimizer.buffers(group, flat)
+            flat.set_counts({p: values[names[p]] for p in flat.parameters})
         for p in group["params"]:
-            own, given = optimizer.state[p], values[names[p]]
-            for key, value in own.items():
-                if key in optimizer.counters:
-                    own[key] = type(value)(given[key])
-                elif key in given:
+            given = values[names[p]]
+            for key, value in optimizer.state[p].items():
+                if key not in optimizer.counters and key in given:
                     value.data[...] = to_device(array_of(given[key]), p.device)
 
 
 def check(optimizer, group: dict, name: str, shape: tuple, given: dict) -> None:
     """Raise ValueError unless `given` is a state of a parameter of this shape."""
-    for key in (*optimizer.counters, *optimizer.kernel(group).outputs[1:]):
+    for key in (*optimizer.counters, *optimizer.rule(group).state):
         if key not in given:
             raise ValueError(f"the state of {name!r} lacks {key!r}")
         if key not in optimizer.counters and tuple(given[key].shape) != shape:

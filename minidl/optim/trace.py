@@ -17,11 +17,11 @@ class Trace(SimpleNamespace):
 
 def trace(optimizer, param: Tensor, index) -> Trace:
     """Run the rule itself on copies of one element; `Optimizer.trace` says more."""
-    for group in optimizer.param_groups:
-        if any(p is param for p in group["params"]):
-            break
-    else:
+    homes = zip(optimizer.param_groups, optimizer.flat, strict=True)
+    own = [(g, flat) for g, flats in homes for flat in flats if param in flat.clocks]
+    if not own:
         raise ValueError("this optimizer does not train that parameter")
+    group, flat = own[0]
     if param.grad is None:
         raise RuntimeError("there is no gradient to trace: call backward first")
 
@@ -31,17 +31,19 @@ def trace(optimizer, param: Tensor, index) -> Trace:
             raise IndexError(f"{index} is not the index of one weight")
         return one.reshape(1).copy()
 
-    held = optimizer.state[param]
-    state = {name: held[name] for name in optimizer.counters}
-    optimizer.advance(group, state)
-    names = optimizer.kernel(group).outputs[1:]
+    rule, held = optimizer.rule(group), optimizer.state[param]
     weight, g = cell(param.data), cell(param.grad.data)
     old = weight.item()
-    buffers = [cell(held[name].data) for name in names]
-    optimizer.update(group, state, weight, g, buffers)
-    values = {k: v.item() for k, v in zip(names, buffers, strict=True)}
+    buffers = [cell(held[name].data) for name in rule.state]
+    optimizer.refresh()
+    clock = flat.clocks[param].split()
+    numbers = optimizer.advance(group, flat, clock, optimizer.known())
+    rule(g, weight, buffers, numbers)
+    values = {k: v.item() for k, v in zip(rule.state, buffers, strict=True)}
+    state = {name: float(number) for name, number in numbers.items()}
+    state |= zip(optimizer.counters, clock.values(), strict=True)
     return Trace(
-        step=state["step"],
+        step=int(state["step"]),
         weight=old,
         g=g.item(),
         **optimizer.explain(group, state, values),
