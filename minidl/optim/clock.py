@@ -24,6 +24,8 @@ class Settings(dict):
         A number travels as an argument of its launch, so that nothing waits. A value
         that is a Tensor on a GPU is copied from there each time.
         """
+        if values == self.known:
+            return
         for name, value in values.items():
             if isinstance(value, Tensor):
                 if on_gpu(value.data) and on_gpu(self.like):
@@ -32,11 +34,11 @@ class Settings(dict):
                     continue
                 value = value.item()
             if self.known.get(name) != value:
-                self.known[name] = value = float(value)
+                self.known[name] = value
                 if on_gpu(self.like):
-                    self.cell(name).fill(value)
+                    self.cell(name).fill(float(value))
                 else:
-                    self[name] = value
+                    self[name] = float(value)
 
     def cell(self, name: str) -> Array:
         """The one-element array of a setting."""
@@ -61,13 +63,12 @@ class Clock:
         """Count a step; what the rule's kernel needs in it, by name."""
         if on_gpu(self.counts):
             values = self.places(rule, dtype)
-            rule.numbers(out=values, **given)
+            rule.numbers(out=values, **{x: given[x] for x in rule.numbers.scalars})
         else:
-            inputs = [given[name] for name in rule.numbers.scalars]
-            values = rule.on_host(*self.values(), *inputs)
-            self.counts[...] = values[: len(self.counts)]
-        made = dict(zip(rule.numbers.outputs, values, strict=True))
-        return {x: made[x] if x in made else given[x] for x in rule.needed}
+            values = rule.on_host(self.values(), given)
+            for i in range(len(self.counts)):
+                self.counts[i] = values[i]
+        return rule.needed(values, given)
 
     def places(self, rule: Rule, dtype: np.dtype) -> tuple:
         """Where a rule's numbers are written: in the type that it computes in."""

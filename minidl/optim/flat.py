@@ -97,6 +97,7 @@ class FlatState:
             self.size += -(-p.data.size // unit) * unit
             self.ends[p] = self.size
         self.buffers: dict[str, Array] = {}
+        self.compute = np.result_type(self.dtype, np.float32)  # what kernels work in
         self.settings = Settings(self.like)
         with use_device(device_of(self.like)):
             counts = array_module(self.like).asarray(list(counters.values()), float)
@@ -109,11 +110,6 @@ class FlatState:
     def like(self) -> Array:
         """An array on the device, of the number type."""
         return self.parameters[0].data
-
-    @property
-    def compute(self) -> np.dtype:
-        """The type that kernels compute in."""
-        return np.result_type(self.dtype, np.float32)
 
     def check(self, names: dict[Tensor, str]) -> None:
         """Raise RuntimeError if a parameter has another type or device by now, or a

@@ -6,7 +6,7 @@ stepped together: in training, that is once a group.
 """
 
 from minidl.array import euclid
-from minidl.array.device import Array, device_of, to_device
+from minidl.array.device import Array, device_of, on_gpu, to_device
 from minidl.autograd.mode import enable_grad
 from minidl.autograd.tensor import Tensor
 from minidl.optim import state
@@ -124,9 +124,10 @@ class Optimizer:
 
     def settings(self, group: dict) -> dict:
         """The settings that the group's rule knows by name, each a number."""
-        betas = dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))
-        values = {"weight_decay": 0, "decoupled_weight_decay": 0, **group, **betas}
+        values = {"decoupled_weight_decay": False, **group}
         values["max_norm"] = 1 if self.max_norm is None else self.max_norm
+        if "betas" in group:
+            values["beta1"], values["beta2"] = group["betas"]
         return {name: values[name] for name in self.rule(group).settings}
 
     def initial(self, group: dict, name: str) -> float:
@@ -174,11 +175,12 @@ class Optimizer:
 
     def known(self) -> dict:
         """What this step knows of the gradients, for every rule alike."""
-        return {
+        known = {
             "divisor": 1.0 if self.grad_scale is None else self.grad_scale,
             "found": 0.0 if self.found_inf is None else self.found_inf,
             "norm": 0.0 if self.max_norm is None else self.gradient_norm()[0],
         }
+        return {k: v if on_gpu(v) else float(v) for k, v in known.items()}
 
     def gradient_norm(self) -> tuple:
         """The norm of all gradients as they are, and whether it is not finite."""
@@ -186,9 +188,14 @@ class Optimizer:
 
     def advance(self, group: dict, flat: FlatState, clock: Clock, known: dict) -> dict:
         """Count a step; the numbers that the rule needs in it."""
-        given = {name: placed(value, flat.like) for name, value in known.items()}
-        rule = self.rule(group)
-        return clock.advance(rule, {**flat.settings, **given}, flat.compute)
+        if on_gpu(flat.like):
+            place = device_of(flat.like)
+            known = {
+                name: to_device(value, place).reshape(1) if on_gpu(value) else value
+                for name, value in known.items()
+            }
+        given = {**flat.settings, **known}
+        return clock.advance(self.rule(group), given, flat.compute)
 
     def step_flat(self, group: dict, flat: FlatState, known: dict) -> None:
         rule, buffers = self.rule(group), self.buffers(group, flat)
@@ -244,15 +251,6 @@ class Optimizer:
             for group in self.param_groups
         )
         return f"{type(self).__name__}({groups})"
-
-
-def placed(value, like: Array):
-    """A number, or a one-element array on the device of the parameters."""
-    if isinstance(value, int | float):
-        return value
-    if device_of(like) == "cpu":
-        return float(value)
-    return to_device(value, device_of(like)).reshape(1)
 
 
 def unique(name: str, taken: dict) -> str:

@@ -63,6 +63,7 @@ class Rule:
         self.name, self.state, self.counters = name, state.split(), counters.split()
         self.settings = [*SHARED.split(), *settings.split()]
         made = [n for n in numbers.split() if n not in self.settings]
+        self.used = [n for n in numbers.split() if n in self.settings]
         self.numbers = Kernel(
             f"{name}_numbers",
             outputs=f"{counters} skip factor decay fade {' '.join(made)}",
@@ -71,7 +72,7 @@ class Rule:
             compute="float64",
         )
         self.unset = [0.0] * (len(self.numbers.outputs) - len(self.counters))
-        self.needed = ["skip", "factor", "decay", "fade", *numbers.split()]
+        scalars = f"skip factor decay fade {numbers}"
         written = ["p", *self.state]
         self.body = (
             "".join(f"auto old_{x} = {x};" for x in written)
@@ -79,38 +80,40 @@ class Rule:
             + body
             + "".join(f"{x} = where(skip > 0, old_{x}, {x});" for x in written)
         )
-        self.update = Kernel(
-            name, "g", " ".join(written), " ".join(self.needed), self.body
-        )
+        self.update = Kernel(name, "g", " ".join(written), scalars, self.body)
 
     @cached_property
     def update_low(self) -> Kernel:
         """`update` that also writes the new p, rounded to another type, to `low`."""
-        outputs = " ".join(["p", *self.state, "low"])
-        body = self.body + "low = p;"
-        return Kernel(f"{self.name}_low", "g", outputs, " ".join(self.needed), body)
+        outputs = " ".join([*self.update.outputs, "low"])
+        scalars, body = " ".join(self.update.scalars), self.body + "low = p;"
+        return Kernel(f"{self.name}_low", "g", outputs, scalars, body)
 
     @cached_property
     def plain(self):
         """The numbers' body as a function of Python's floats: faster than NumPy's."""
         scope: dict = {"np": PLAIN}
         exec(self.numbers.body.python, scope)  # noqa: S102
-        constants = list(map(float, self.numbers.body.constants))
-        return lambda *values: scope["body"](*values, None, constants)
+        return scope["body"]
 
-    def on_host(self, *values: float) -> tuple:
-        """The numbers' body on the host: counters and scalars in, its outputs out."""
-        values = (
-            *values[: len(self.counters)],
-            *self.unset,
-            *values[len(self.counters) :],
-        )
+    def on_host(self, counts: list[float], given: dict) -> list[float]:
+        """The numbers' body on the host: all its outputs, the counters first."""
+        values = *counts, *self.unset, *[given[x] for x in self.numbers.scalars], None
         try:
-            return self.plain(*values)
+            return self.plain(*values, self.numbers.body.constants)
         except (ArithmeticError, ValueError):  # 1 / 0 is infinite in NumPy and CUDA
             body = self.numbers.body.function(np.dtype(np.float64))
             with np.errstate(all="ignore"):
-                return body(*map(np.float64, values), None)
+                return [float(x) for x in body(*map(np.float64, values[:-1]), None)]
+
+    def needed(self, values, given: dict) -> dict:
+        """The scalars of `update`, by name, from the outputs of `numbers`."""
+        needed = dict(zip(self.numbers.outputs, values, strict=True))
+        for name in self.counters:
+            del needed[name]
+        for name in self.used:
+            needed[name] = given[name]
+        return needed
 
     def __call__(self, g, p, state, numbers: dict, low=None) -> None:
         """One launch; arrays of one shape, `state` a list of them."""
