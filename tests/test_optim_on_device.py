@@ -32,11 +32,12 @@ def same(here, there, tolerance=1e-6):
 
 
 class Captured:
-    """A function as a CUDA graph, on a stream of its own."""
+    """A function as a CUDA graph, with a stream and a memory pool of its own."""
 
     def __init__(self, stand_in, function):
-        self.stream = stand_in.cupy.cuda.Stream(non_blocking=True)
-        with self.stream:
+        cuda = stand_in.cupy.cuda
+        self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        with self.stream, cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
                 function()
@@ -216,7 +217,7 @@ def test_clipping_is_two_launches(stand_in, dtype):
         give(trained(here), arrays(0)), give(trained(there), arrays(0))
         stand_in.reset()
         norm = optim.clip_grad_norm_(trained(there), limit)
-        assert stand_in.launches == ["fill", "minidl_norm", "minidl_clip_norm"]
+        assert stand_in.launches == ["zeros", "minidl_norm", "minidl_clip_norm"]
         assert not stand_in.syncs and not stand_in.uploads
         expected = optim.clip_grad_norm_(trained(here), limit)
         assert norm.dtype == expected.dtype == np.dtype(dtype) and norm.shape == ()
@@ -245,7 +246,6 @@ def test_clipping_inside_the_update(device, scale, stand_in):
     give(trained(other), [g * np.nan for g in arrays(0)])
     other.step()
     assert (trained(other)[0].numpy() == before).all()
-    assert trained(other)[0].storage.data.get if device == "cuda" else True
     assert other.state[trained(other)[0]]["step"].item() == 3
 
 
@@ -262,8 +262,8 @@ def test_the_low_copy_is_written_by_the_update(name, dtype, stand_in):
             optimizer.found_inf = step == 3
             stand_in.reset()
             optimizer.step()
-            on_device = optimizer is not None and params[0].device != "cpu"
-            assert len(stand_in.launches) == 2 * on_device or step in (0, 3)
+            if params[0].device != "cpu" and step in (1, 2):
+                assert len(stand_in.launches) == 2
             low = to_device(storage.low, "cpu")
             assert (low == to_device(storage.data, "cpu").astype(dtype)).all()
         assert optimizer.state[params[0]]["step"].item() == 3

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from minidl.array.device import is_array
 from minidl.autograd.tensor import Tensor
 
 
@@ -40,7 +41,7 @@ def trace(optimizer, param: Tensor, index) -> Trace:
     numbers = optimizer.advance(group, flat, clock, optimizer.known())
     rule(g, weight, buffers, numbers)
     values = {k: v.item() for k, v in zip(rule.state, buffers, strict=True)}
-    state = {name: float(number) for name, number in numbers.items()}
+    state = {k: v.item() if is_array(v) else v for k, v in numbers.items()}
     state |= zip(optimizer.counters, clock.values(), strict=True)
     return Trace(
         step=int(state["step"]),
