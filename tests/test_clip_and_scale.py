@@ -258,3 +258,35 @@ def test_float16_gradients_are_refused():
     scaler.scale(p.sum()).backward()
     with pytest.raises(ValueError, match="float16"):
         scaler.step(optimizer)
+
+
+def test_an_optimizer_of_ones_own():
+    """It is not asked to divide gradients, nor called where one is not finite."""
+
+    class Own:
+        param_groups = [{"params": [nn.Parameter(np.ones(2, np.float32))]}]
+        seen = []
+
+        def step(self):
+            self.seen.append(self.param_groups[0]["params"][0].grad.tolist())
+
+    own, scaler = Own(), optim.GradScaler(init_scale=4.0)
+    p = own.param_groups[0]["params"][0]
+    scaler.scale(p.sum())
+    for gradient in ([4.0, 8.0], [np.inf, 1.0], [2.0, 4.0]):
+        p.grad = md.tensor(np.asarray(gradient, np.float32))
+        scaler.step(own)
+        scaler.update()
+    assert own.seen == [[1.0, 2.0], [1.0, 2.0]] and scaler.get_scale() == 2.0
+
+
+def test_the_scale_of_ones_own_and_the_scaler_s():
+    """Gradients that are sums over 5 samples, of a loss that was scaled."""
+    params = parameters(random(0, 5 * 8.0))
+    optimizer, scaler = optim.SGD(params, lr=1.0), optim.GradScaler(init_scale=8.0)
+    scaler.scale(params[0].sum())
+    optimizer.grad_scale = 5
+    scaler.step(optimizer)
+    for p, g in zip(params, random(0), strict=True):
+        np.testing.assert_allclose(p.numpy(), -g, 1e-5)
+    assert optimizer.grad_scale == 5 and optimizer.found_inf is None

@@ -74,10 +74,9 @@ extern "C" __global__ void minidl_norm(
 def norm(arrays: list[Array]) -> tuple:
     """(sqrt(sum of x^2 over all elements), whether an element is infinite or NaN).
 
-    Two numbers for NumPy's arrays; for CuPy's, which are contiguous, two one-element
-    arrays of float64 on the device of the first, by one launch for each array and
-    without waiting. On a GPU an array of float64 whose squares are too large counts
-    as not finite.
+    Two numbers for NumPy's arrays; for CuPy's two one-element arrays of float64 on the
+    device of the first, by one launch for each array and without waiting. On a GPU
+    float64 whose squares are too large counts as not finite.
     """
     if not arrays or not on_gpu(arrays[0]):
         return _on_host(arrays)

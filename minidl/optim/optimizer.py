@@ -9,7 +9,7 @@ from minidl.array import euclid
 from minidl.array.device import Array, device_of, on_gpu, to_device
 from minidl.autograd.mode import enable_grad
 from minidl.autograd.tensor import Tensor
-from minidl.optim import state
+from minidl.optim import groups, state
 from minidl.optim.clip import gradients
 from minidl.optim.clock import Clock
 from minidl.optim.flat import FlatState, gathered, runs
@@ -55,46 +55,25 @@ class Optimizer:
         self.state: dict[Tensor, dict] = {}  # counters, and Tensors on the flat state
         self.names: dict[Tensor, str] = {}
         self.flat: list[list[FlatState]] = []  # of each group, a number type each
-        groups = list(params)
-        if not groups:
+        given = list(params)
+        if not given:
             raise ValueError("the optimizer got an empty list of parameters")
-        if not isinstance(groups[0], dict):
-            groups = [{"params": groups}]
-        for group in groups:
+        for group in given if isinstance(given[0], dict) else [{"params": given}]:
             self.add_param_group(group)
 
     def add_param_group(self, param_group: dict) -> None:
         """Add parameters with settings of their own, to be trained from now on."""
-        given = param_group["params"]
-        given = [given] if isinstance(given, Tensor) else list(given)
-        named = [
-            m if isinstance(m, tuple) else (getattr(m, "name", ""), m) for m in given
-        ]
+        named = groups.named(param_group["params"])
         group = {**self.defaults, **param_group, "params": [p for _, p in named]}
         self.check(group)
-        known = dict.fromkeys(self.state)
-        for name, p in named:
-            if not isinstance(p, Tensor):
-                raise TypeError(
-                    f"an optimizer trains Tensors, got {type(p).__name__}: "
-                    "wrap it, nn.Parameter(x)"
-                )
-            if not p.is_leaf:
-                raise ValueError("an optimizer cannot train the result of an operation")
-            if p in known:
-                raise ValueError(f"parameter {name!r} was given more than once")
-            known[p] = None
+        groups.admit(named, self.state)
         taken = dict.fromkeys(self.names.values())
         for name, p in named:
-            self.names[p] = unique(name or f"param{len(taken)}", taken)
+            self.names[p] = groups.unique(name or f"param{len(taken)}", taken)
             self.state[p] = {}
         self.param_groups.append(group)
-        self.flat.append(
-            [
-                FlatState(members, self.counters, self.state)
-                for members in gathered(group["params"])
-            ]
-        )
+        kinds = gathered(group["params"])
+        self.flat.append([FlatState(k, self.counters, self.state) for k in kinds])
         for flat in self.flat[-1]:
             self.buffers(group, flat)
 
@@ -246,18 +225,8 @@ class Optimizer:
         state.load(self, state_dict)
 
     def __repr__(self) -> str:
-        groups = "; ".join(
+        settings = "; ".join(
             ", ".join(f"{k}={v}" for k, v in state.settings(group).items())
             for group in self.param_groups
         )
-        return f"{type(self).__name__}({groups})"
-
-
-def unique(name: str, taken: dict) -> str:
-    """The name, or name@2, name@3, ... where it is taken; it is taken from now on."""
-    choice, number = name, 1
-    while choice in taken:
-        number += 1
-        choice = f"{name}@{number}"
-    taken[choice] = None
-    return choice
+        return f"{type(self).__name__}({settings})"

@@ -113,30 +113,26 @@ class GradScaler:
         if not self._enabled:
             return optimizer.step()
         self._check("step")
-        ours = isinstance(optimizer, Optimizer)
         if self._found.get(optimizer, (None, ""))[1] == "step":
             raise RuntimeError("step was called already since the last update()")
-        fused = ours and optimizer not in self._found
-        if fused:
+        ours, unscaled = isinstance(optimizer, Optimizer), optimizer in self._found
+        if ours and not unscaled:
             self._find(optimizer, "step")
-        elif optimizer not in self._found:
+        elif not unscaled:
             self.unscale_(optimizer)
         self._found[optimizer][1] = "step"
         found = self._found[optimizer][0]
-        if not (ours and on_gpu(found)):
-            if found > 0:
-                return None
-            found = None
+        if not (ours and on_gpu(found)) and found > 0:
+            return None
         if not ours:
             return optimizer.step()
-        optimizer.grad_scale, optimizer.found_inf = (
-            self._scale if fused else None,
-            found,
-        )
+        own, optimizer.found_inf = optimizer.grad_scale, found
+        if not unscaled:
+            optimizer.grad_scale = self._scale if own is None else own * self._scale
         try:
             return optimizer.step()
         finally:
-            optimizer.grad_scale = optimizer.found_inf = None
+            optimizer.grad_scale, optimizer.found_inf = own, None
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Let the scale grow or fall by what was found, or set it; ends the step."""

@@ -12,7 +12,7 @@ from minidl.nn.parameter import Parameter
 from minidl.optim import state
 from minidl.optim.adam import Adam
 from minidl.optim.clip import gradients, shrink
-from minidl.optim.optimizer import unique
+from minidl.optim.groups import unique
 
 
 class ShardedAdam(Adam):
