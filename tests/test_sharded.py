@@ -204,6 +204,53 @@ def test_clipping_by_the_norm_over_all_ranks(max_norm):
             np.testing.assert_allclose(own, norms, rtol=2e-6)
 
 
+@pytest.mark.parametrize("max_norm", [0.01, 100.0])
+def test_clipping_inside_the_update(max_norm):
+    def run(communicator, make):
+        model, optimizer = build(communicator, make)
+        optimizer.max_norm = max_norm
+        for storage in storages(model):
+            storage.keep_low(np.float16)
+        steps(model, optimizer, batches(communicator, 3))
+        low = np.concatenate([s.low for s in storages(model)])
+        whole = np.concatenate([s.data for s in storages(model)])
+        assert (low == whole.astype(np.float16)).all()
+        return vector(model)
+
+    expected = Simulated(1).run(lambda c: run(c, adam))[0]
+    for weights in Simulated(3).run(lambda c: run(c, sharded)):
+        assert relative(weights, expected) < 2e-5
+
+
+def storages(model):
+    return list(dict.fromkeys(p.storage for p in model.module.parameters()))
+
+
+def test_on_a_device_nothing_is_waited_for(stand_in):
+    """One rank alone: its step and clipping, with the numbers of Adam on a CPU."""
+    images, labels = data(np.float32)
+
+    def run(device, make):
+        model = DataParallel(small_cnn(np.float32).to(device), Alone(), BUCKETS)
+        optimizer = make(model)
+        x, y = (md.tensor(array[:8], device=device) for array in (images, labels))
+        for step in range(3):
+            optimizer.zero_grad()
+            model.backward(F.cross_entropy(model(x), y))
+            stand_in.reset()
+            if make is sharded:
+                optimizer.clip_grad_norm_(0.1)
+            else:
+                optim.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            assert not stand_in.syncs and not stand_in.uploads
+        return np.concatenate([p.numpy().ravel() for p in model.module.parameters()])
+
+    expected = run("cpu", adam)
+    for make in (adam, sharded):
+        assert relative(run("cuda", make), expected) < 2e-5
+
+
 def test_clipping_whole_parameters_is_refused():
     model, optimizer = build(Alone(), sharded)
     for clip in (optim.clip_grad_norm_, optim.clip_grad_value_):

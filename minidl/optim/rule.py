@@ -96,7 +96,7 @@ class Rule:
         exec(self.numbers.body.python, scope)  # noqa: S102
         return scope["body"]
 
-    def on_host(self, counts: list[float], given: dict) -> list[float]:
+    def on_host(self, counts: list[float], given: dict) -> tuple[float, ...]:
         """The numbers' body on the host: all its outputs, the counters first."""
         values = *counts, *self.unset, *[given[x] for x in self.numbers.scalars], None
         try:
@@ -104,7 +104,7 @@ class Rule:
         except (ArithmeticError, ValueError):  # 1 / 0 is infinite in NumPy and CUDA
             body = self.numbers.body.function(np.dtype(np.float64))
             with np.errstate(all="ignore"):
-                return [float(x) for x in body(*map(np.float64, values[:-1]), None)]
+                return tuple(map(float, body(*map(np.float64, values[:-1]), None)))
 
     def needed(self, values, given: dict) -> dict:
         """The scalars of `update`, by name, from the outputs of `numbers`."""

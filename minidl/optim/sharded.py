@@ -110,6 +110,9 @@ class ShardedAdam(Adam):
                     )
         super().step()
         self.exchange.gather_parameters()
+        for storage in self.exchange.storages:
+            if storage.low is not None:  # of which only the own share is new
+                storage.keep_low(storage.low.dtype)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -1,0 +1,79 @@
+"""A rule's two kernels: its numbers by every way to compute them, and its low copy."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cuda_compile import (  # noqa: F401 - a fixture
+    FLOATS,
+    compile_cuda,
+    compile_together,
+    cuda_source,
+    nvrtc,
+)
+
+from minidl.optim import adam, adam_variants, adaptive, sgd
+from minidl.optim.rule import Rule
+
+MODULES = (adam, adam_variants, adaptive, sgd)
+RULES = {r.name: r for m in MODULES for r in vars(m).values() if type(r) is Rule}
+RULES |= {r.name: r for r in adaptive.RMSPROP.values()}
+BETWEEN = st.floats(0.01, 0.999)
+
+
+@given(
+    name=st.sampled_from(sorted(RULES)),
+    counts=st.tuples(st.integers(0, 2000), BETWEEN),
+    found=st.sampled_from([0, 0, 0, 1]),
+    scale=st.floats(0.5, 1e5),
+    norm=st.sampled_from([0.0, 3.0, 1e6, np.inf, np.nan]),
+    data=st.data(),
+)
+def test_numbers_in_python_are_the_kernels(name, counts, found, scale, norm, data):
+    rule = RULES[name]
+    counts = list(map(float, counts[: len(rule.counters)]))
+    values = {"found": found, "divisor": scale, "norm": norm}
+    values |= {x: data.draw(BETWEEN) for x in rule.settings}
+    outs = [np.full(1, x) for x in (*counts, *rule.unset)]
+    rule.numbers(out=tuple(outs), **values)
+    given = {k: float(v) for k, v in values.items()}
+    host = list(rule.on_host(counts, given))
+    np.testing.assert_allclose(host, np.concatenate(outs), 1e-12)
+    skip = bool(found) or not np.isfinite(norm)
+    assert host[: len(counts)] == counts if skip else host[0] == counts[0] + 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_first_step_that_is_left_out(name):
+    """There is nothing to correct by then: 1 - b^0 = 0."""
+    rule = RULES[name]
+    settings = dict.fromkeys(rule.settings, 0.5)
+    given = {**settings, "found": 1.0, "divisor": 1.0, "norm": 0.0}
+    counts = [0.0, 1.0][: len(rule.counters)]
+    values = rule.on_host(counts, given)
+    assert list(values[: len(counts)]) == counts
+    g, p = np.full(3, np.nan), np.arange(3.0)
+    state = [np.ones(3) for _ in rule.state]
+    rule(g, p, state, rule.needed(values, given))
+    assert p.tolist() == [0, 1, 2] and all((x == 1).all() for x in state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
+def test_the_low_copy_compiles_for_gpus(nvrtc, name):  # noqa: F811
+    kernel = RULES[name].update_low
+    sources = []
+    for k, low in enumerate(x for x in FLOATS if np.dtype(x).itemsize == 2):
+        dtypes = [*["float32"] * (len(kernel.names) - 1), low]
+        sources.append(cuda_source(kernel, dtypes, "1-d", f"low_{k}"))
+    for code in compile_together(sources):
+        assert code[1:4] == b"ELF"
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam", "sgd_momentum"])
+def test_an_update_keeps_to_registers(nvrtc, name):  # noqa: F811
+    source = cuda_source(RULES[name].update, "float32", "1-d", "update")
+    text = compile_cuda(source, "compute_90", "ptx")
+    text = text if isinstance(text, str) else text.decode()
+    assert "ld.local" not in text and "st.local" not in text
+    assert text.count("st.global") == len(RULES[name].update.outputs)
