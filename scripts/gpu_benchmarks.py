@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 import numpy as np
-from gpu_checks import largest_error, train_step, verdict
+from gpu_checks import train_step
 
 import minidl
 from minidl import nn, optim
-from minidl.array.device import bfloat16, to_numpy
+from minidl.array.device import bfloat16
 from minidl.array.kernel import Kernel
 from minidl.array.random import normal
-from minidl.autograd import Tensor
 
-ADAM_BYTES = 28  # a parameter: g, p, m, v are read, p, m, v written, 4 bytes each
 STREAMED = ("relu", "relu_gradient", "gelu", "tanh", "sgd")  # by Kernel.registry
 
 
@@ -91,57 +89,6 @@ def copy_rate(xp, quick: bool) -> float:
 def per_second(count: float, ms: float, copy: float) -> dict:
     rate = count / ms / 1e6
     return {"ms": ms, "gb_per_s": rate, "share_of_copy": rate / copy}
-
-
-# --- Adam
-
-
-def adam(xp, quick: bool) -> Iterator[dict]:
-    """Adam on flat storage against a copy and against PyTorch's fused Adam."""
-    copy = copy_rate(xp, quick)
-    yield {"name": "device-to-device copy", "ok": None, "gb_per_s": copy}
-    sizes = [25_000_000] if quick else [25_000_000, 100_000_000, 1_000_000_000]
-    for n in [100_003] if xp is np else sizes:
-        name = f"Adam, {n:,} parameters"
-        if free_memory(xp) < 28 * n + (1 << 30):
-            note = f"passed over: needs {28 * n / 2**30:.0f} GiB of free memory"
-            yield {"name": name, "ok": None, "note": note}
-            continue
-        ms, error = minidl_adam(xp, n)
-        yield verdict(f"{name}: the last ones, against NumPy", error, 2e-5)
-        row = {"name": name, "ok": None, **per_second(ADAM_BYTES * n, ms, copy)}
-        torch = torch_or_none(xp)
-        if torch is not None:
-            free_memory(xp)
-            row["torch_ms"] = torch_adam(xp, torch, n)
-            row["times_torch"] = row["torch_ms"] / ms
-        yield row
-
-
-def minidl_adam(xp, n: int) -> tuple[float, float]:
-    """Milliseconds a step, and how far the first step is from NumPy's, at the end."""
-    p = nn.Parameter(normal((n,), device=device_of(xp)))
-    gradient = normal((n,), std=1e-2, device=device_of(xp))
-    tail = slice(-min(n, 10_000), None)
-    small = nn.Parameter(to_numpy(p.data[tail]).copy())
-    small.grad = Tensor(to_numpy(gradient[tail]))
-    optimizer, reference = optim.Adam([p]), optim.Adam([small])
-    p.grad = Tensor(gradient)
-    del gradient
-    optimizer.step()
-    reference.step()
-    error = largest_error(to_numpy(p.data[tail]), small.data)
-    return milliseconds(xp, optimizer.step), error
-
-
-def torch_adam(xp, torch, n: int) -> float:
-    p = torch.nn.Parameter(torch.randn(n, device=device_of(xp)))
-    p.grad = torch.randn_like(p) * 1e-2
-    optimizer = torch.optim.Adam([p], fused=True)
-    ms = milliseconds(xp, optimizer.step)
-    del p, optimizer
-    torch.cuda.empty_cache()
-    return ms
 
 
 # --- elementwise kernels

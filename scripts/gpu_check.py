@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+import gpu_adam  # noqa: E402
 import gpu_benchmarks  # noqa: E402
 import gpu_checks  # noqa: E402
 import gpu_report  # noqa: E402
@@ -35,7 +36,7 @@ SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "windows": (gpu_checks.windows, 40),
     "training": (gpu_checks.training, 30),
     "tests": (gpu_tests.tests, 185),
-    "adam": (gpu_benchmarks.adam, 50),
+    "adam": (gpu_adam.adam, 50),
     "elementwise": (gpu_benchmarks.elementwise, 20),
     "steps": (gpu_benchmarks.steps, 50),
 }

@@ -24,6 +24,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 def scripts(monkeypatch):
     """The modules of gpu_check."""
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    import gpu_adam
     import gpu_benchmarks
     import gpu_check
     import gpu_checks
@@ -33,6 +34,7 @@ def scripts(monkeypatch):
     return SimpleNamespace(
         check=gpu_check,
         checks=gpu_checks,
+        adam=gpu_adam,
         benchmarks=gpu_benchmarks,
         report=gpu_report,
         tests=gpu_tests,
@@ -238,12 +240,25 @@ def test_benchmarks_run(scripts, monkeypatch):
     networks = {"digits CNN": (4, (1, 8, 10, (2, 3), 5))}
     monkeypatch.setattr(scripts.benchmarks, "NETWORKS", networks)
     monkeypatch.setattr(scripts.benchmarks, "STREAMED", ("sgd",))
-    for section in ("adam", "elementwise", "steps"):
-        rows = list(getattr(scripts.benchmarks, section)(np, True))
+    for module, section in (
+        (scripts.adam, "adam"),
+        (scripts.benchmarks, "elementwise"),
+        (scripts.benchmarks, "steps"),
+    ):
+        rows = list(getattr(module, section)(np, True))
         assert all(row.get("ok") is not False for row in rows)
         measured = [row["ms"] for row in rows if "ms" in row]
         assert measured and all(0 < ms < 1e4 for ms in measured)
         assert "ms " in scripts.report.summary(section, rows)
+
+
+def test_adam_is_measured_on_a_device(scripts, monkeypatch, stand_in):
+    sizes = {"Adam, 160": [10, 150], "Adam, 1003": [1003]}
+    monkeypatch.setattr(scripts.adam, "parameter_sizes", lambda xp, quick: sizes)
+    monkeypatch.setattr(scripts.adam, "copy_rate", lambda xp, quick: 1.0)
+    rows = list(scripts.adam.adam(stand_in.cupy, True))
+    assert [row["ok"] for row in rows if row["ok"] is not None] == [True, True]
+    assert len(rows) >= 8 and "bfloat16" in rows[-1]["name"]
 
 
 @pytest.mark.slow
@@ -251,7 +266,7 @@ def test_peers_run(scripts):
     torch = pytest.importorskip("torch")
     shape = (1, 8, 10, (2, 3), 5)
     images, labels = np.ones((4, 1, 8, 8), "f4"), np.arange(4)
-    assert scripts.benchmarks.torch_adam(np, torch, 1000) > 0
+    assert scripts.adam.torch_adam(np, torch, [1000, 10]) > 0
     assert scripts.benchmarks.torch_step(np, torch, shape, images, labels, 1) > 0
 
 

@@ -6,7 +6,7 @@ stepped together: in training, that is once a group.
 """
 
 from minidl.array import euclid
-from minidl.array.device import Array, device_of, on_gpu, to_device
+from minidl.array.device import Array, device_of, is_array, on_gpu, to_device
 from minidl.autograd.mode import enable_grad
 from minidl.autograd.tensor import Tensor
 from minidl.optim import groups, state
@@ -159,7 +159,7 @@ class Optimizer:
             "found": 0.0 if self.found_inf is None else self.found_inf,
             "norm": 0.0 if self.max_norm is None else self.gradient_norm()[0],
         }
-        return {k: v if on_gpu(v) else float(v) for k, v in known.items()}
+        return {k: v if type(v) is float else number(v) for k, v in known.items()}
 
     def gradient_norm(self) -> tuple:
         """The norm of all gradients as they are, and whether it is not finite."""
@@ -230,3 +230,10 @@ class Optimizer:
             for group in self.param_groups
         )
         return f"{type(self).__name__}({settings})"
+
+
+def number(value) -> float | Array:
+    """A one-element array of a GPU stays there; all else becomes a number."""
+    if on_gpu(value):
+        return value
+    return float(value.item() if is_array(value) else value)
