@@ -29,26 +29,23 @@ def runs(
     that lies in no flat storage is a run of its own, in its own shape.
     """
     run: list[Tensor] = []
+    storage, end = None, 0  # of the run, and where the next parameter would begin
     for p in parameters:
         if p.grad is None:
             continue
-        if run and not (neighbours(run[-1], p) and (not alike or alike(run[-1], p))):
+        own = storage_of(p)
+        joins = run and own is not None and own is storage and p.offset == end
+        if run and not (joins and (not alike or alike(run[-1], p))):
             yield joined(run)
             run = []
         run.append(p)
+        storage, end = own, 0 if own is None else own.end(p)
     if run:
         yield joined(run)
 
 
 def storage_of(p: Tensor) -> FlatStorage | None:
     return getattr(p, "storage", None)
-
-
-def neighbours(p: Tensor, q: Tensor) -> bool:
-    storage = storage_of(p)
-    return (
-        storage is not None and storage is storage_of(q) and storage.end(p) == q.offset
-    )
 
 
 def joined(run: list[Tensor]) -> Run:
