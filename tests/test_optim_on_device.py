@@ -207,6 +207,20 @@ def test_a_scaler_waits_for_nothing(stand_in):
     assert optimizer.state[p]["step"].item() == 3
 
 
+def test_a_setting_that_changes_in_a_capture_is_refused(stand_in):
+    _, there = pair("SGD")
+    give(trained(there), arrays(0))
+    there.step()
+    there.param_groups[0]["lr"] = 0.5
+    with pytest.raises(RuntimeError, match=r"'lr' has changed: call .*refresh\(\)"):
+        Captured(stand_in, there.step)
+    there.refresh()
+    before = trained(there)[0].numpy().copy()
+    graph = Captured(stand_in, there.step)
+    graph.replay(there)
+    assert (trained(there)[0].numpy() != before).all()
+
+
 # --- Clipping, measuring, rounding ----------------------------------------------------
 
 

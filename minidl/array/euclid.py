@@ -106,12 +106,11 @@ def on_device(arrays: list) -> Array:
     blocks = [_blocks(x.size, x.device.id) for x in arrays]
     with device:
         found = cupy.zeros(5 + max(blocks), numpy.float64)
-    for x, count in zip(arrays, blocks, strict=True):
-        x = to_device(x, device_of(found)).reshape(-1)
-        if x.dtype.itemsize < 4:
-            x = x.astype(numpy.float32)
-        with device:
-            room = (found, found[4:], found[5:])
+        room = found, found[4:], found[5:]
+        for x, count in zip(arrays, blocks, strict=True):
+            x = to_device(x, device_of(found)).reshape(-1)
+            if x.dtype.itemsize < 4:
+                x = x.astype(numpy.float32)
             kernel(x.dtype.name)((count,), (THREADS,), (x, x.size, *room))
     return found
 

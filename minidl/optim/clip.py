@@ -57,9 +57,10 @@ def total_norm(arrays: list, order: float) -> Array:
     dtype = np.result_type(np.float32, *(g.dtype for g in arrays))
     if not on_gpu(arrays[0]):
         return np.asarray(euclid.norm(arrays)[0], dtype)
-    found = euclid.on_device(arrays)
-    found = found[1:2] if dtype == np.float64 else found[3:4].view(dtype)[:1]
-    return found.reshape(())
+    with arrays[0].device:
+        found = euclid.on_device(arrays)
+        root = found[1:2] if dtype == np.float64 else found[3:4].view(dtype)[:1]
+        return root.reshape(())
 
 
 def clip_grad_norm_(

@@ -6,7 +6,14 @@ read by kernels alone.
 
 import numpy as np
 
-from minidl.array.device import Array, array_module, device_of, on_gpu, use_device
+from minidl.array.device import (
+    Array,
+    array_module,
+    device_of,
+    on_gpu,
+    to_device,
+    use_device,
+)
 from minidl.autograd.tensor import Tensor
 from minidl.optim.rule import Rule
 
@@ -22,29 +29,44 @@ class Settings(dict):
         """Take over the values that have changed: on a GPU by a launch each.
 
         A number travels as an argument of its launch, so that nothing waits. A value
-        that is a Tensor on a GPU is copied from there each time.
+        that is a Tensor on a GPU is copied from there each time. Raises RuntimeError
+        for a changed number while a CUDA graph is captured, which would repeat it.
         """
         if values == self.known:
             return
         for name, value in values.items():
             if isinstance(value, Tensor):
                 if on_gpu(value.data) and on_gpu(self.like):
-                    self.cell(name)[...] = value.data
-                    self.known.pop(name, None)
+                    self.copy_in(name, value.data)
                     continue
                 value = value.item()
             if self.known.get(name) != value:
-                self.known[name] = value
                 if on_gpu(self.like):
-                    self.cell(name).fill(float(value))
+                    self.write(name, float(value))
                 else:
                     self[name] = float(value)
+                self.known[name] = value
+
+    def write(self, name: str, value: float) -> None:
+        """Write a number to the device."""
+        with self.like.device:
+            if array_module(self.like).cuda.get_current_stream().is_capturing():
+                raise RuntimeError(
+                    f"the setting {name!r} has changed: call the optimizer's refresh() "
+                    "before a step is captured, not only before it is replayed"
+                )
+            self.cell(name).fill(value)
+
+    def copy_in(self, name: str, value: Array) -> None:
+        """Copy a number that is on a GPU."""
+        self.known.pop(name, None)
+        with self.like.device:
+            self.cell(name)[...] = to_device(value, device_of(self.like))
 
     def cell(self, name: str) -> Array:
         """The one-element array of a setting."""
         if name not in self:
-            with use_device(device_of(self.like)):
-                self[name] = array_module(self.like).empty(1, np.float64)
+            self[name] = array_module(self.like).empty(1, np.float64)
         return self[name]
 
 
@@ -57,7 +79,8 @@ class Clock:
 
     def split(self) -> "Clock":
         """A clock that goes on by itself from here."""
-        return Clock(self.counts.copy())
+        with use_device(device_of(self.counts)):
+            return Clock(self.counts.copy())
 
     def advance(self, rule: Rule, given: dict, dtype: np.dtype) -> dict:
         """Count a step; what the rule's kernel needs in it, by name."""
@@ -84,8 +107,9 @@ class Clock:
         return self.cells[rule]
 
     def set(self, values: tuple[float, ...]) -> None:
-        for i, value in enumerate(values):
-            self.counts[i : i + 1].fill(value)
+        with use_device(device_of(self.counts)):
+            for i, value in enumerate(values):
+                self.counts[i : i + 1].fill(value)
 
     def values(self) -> list[float]:
         """The counters, as numbers of the host."""

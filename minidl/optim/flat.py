@@ -147,7 +147,7 @@ class FlatState:
         """Let a parameter's state count by this clock."""
         self.clocks[p] = clock
         for i, name in enumerate(self.counters):
-            self.state[p][name] = Tensor(clock.counts[i : i + 1].reshape(()))
+            self.state[p][name] = Tensor(clock.counts[i, ...])
 
     def set_counts(self, counts: dict[Tensor, dict]) -> None:
         """Let each parameter have counted this.

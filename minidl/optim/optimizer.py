@@ -170,7 +170,7 @@ class Optimizer:
         if on_gpu(flat.like):
             place = device_of(flat.like)
             known = {
-                name: to_device(value, place).reshape(1) if on_gpu(value) else value
+                name: to_device(value, place) if on_gpu(value) else value
                 for name, value in known.items()
             }
         given = {**flat.settings, **known}

@@ -208,8 +208,9 @@ class GradScaler:
         self._backoff_factor = state_dict["backoff_factor"]
         self._growth_interval = state_dict["growth_interval"]
         if self._scale is not None:
-            self._scale.fill(state_dict["scale"])
-            self._good.fill(state_dict["_growth_tracker"])
+            with use_device(device_of(self._scale)):
+                self._scale.fill(state_dict["scale"])
+                self._good.fill(state_dict["_growth_tracker"])
 
 
 def optimizer_gradients(optimizer) -> list:
