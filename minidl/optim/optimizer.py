@@ -154,12 +154,11 @@ class Optimizer:
 
     def known(self) -> dict:
         """What this step knows of the gradients, for every rule alike."""
-        known = {
+        return {
             "divisor": 1.0 if self.grad_scale is None else self.grad_scale,
             "found": 0.0 if self.found_inf is None else self.found_inf,
             "norm": 0.0 if self.max_norm is None else self.gradient_norm()[0],
         }
-        return {k: v if type(v) is float else number(v) for k, v in known.items()}
 
     def gradient_norm(self) -> tuple:
         """The norm of all gradients as they are, and whether it is not finite."""
@@ -167,13 +166,9 @@ class Optimizer:
 
     def advance(self, group: dict, flat: FlatState, clock: Clock, known: dict) -> dict:
         """Count a step; the numbers that the rule needs in it."""
-        if on_gpu(flat.like):
-            place = device_of(flat.like)
-            known = {
-                name: to_device(value, place) if on_gpu(value) else value
-                for name, value in known.items()
-            }
-        given = {**flat.settings, **known}
+        given = dict(flat.settings)
+        for name, value in known.items():
+            given[name] = value if type(value) is float else placed(value, flat.like)
         return clock.advance(self.rule(group), given, flat.compute)
 
     def step_flat(self, group: dict, flat: FlatState, known: dict) -> None:
@@ -232,8 +227,8 @@ class Optimizer:
         return f"{type(self).__name__}({settings})"
 
 
-def number(value) -> float | Array:
-    """A one-element array of a GPU stays there; all else becomes a number."""
+def placed(value, like: Array) -> float | Array:
+    """A number, or a one-element array on the device of an array; on a CPU a number."""
     if on_gpu(value):
-        return value
-    return float(value.item() if is_array(value) else value)
+        value = to_device(value, device_of(like))
+    return value if on_gpu(value) else float(value.item() if is_array(value) else value)

@@ -71,7 +71,8 @@ class Rule:
             body=COUNT + derive,
             compute="float64",
         )
-        self.unset = [0.0] * (len(self.numbers.outputs) - len(self.counters))
+        self.made = self.numbers.outputs[len(self.counters) :]
+        self.unset = [0.0] * len(self.made)
         scalars = f"skip factor decay fade {numbers}"
         written = ["p", *self.state]
         self.body = (
@@ -108,9 +109,7 @@ class Rule:
 
     def needed(self, values, given: dict) -> dict:
         """The scalars of `update`, by name, from the outputs of `numbers`."""
-        needed = dict(zip(self.numbers.outputs, values, strict=True))
-        for name in self.counters:
-            del needed[name]
+        needed = dict(zip(self.made, values[len(self.counters) :], strict=True))
         for name in self.used:
             needed[name] = given[name]
         return needed
