@@ -59,6 +59,21 @@ def test_a_first_step_that_is_left_out(name):
 
 
 @pytest.mark.slow
+def test_numbers_compile_for_gpus(nvrtc):  # noqa: F811
+    """Counters in float64 beside numbers in the type that the update computes in."""
+    sources = []
+    for name, rule in RULES.items():
+        counts = ["float64"] * len(rule.counters)
+        for T in ("float32", "float64"):
+            dtypes = [*counts, *[T] * len(rule.made)]
+            for scalars in ("1-d", "number"):
+                text = f"{name}_{T}_{scalars[0]}"
+                sources.append(cuda_source(rule.numbers, dtypes, scalars, text))
+    for code in compile_together(sources):
+        assert code[1:4] == b"ELF"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_the_low_copy_compiles_for_gpus(nvrtc, name):  # noqa: F811
     kernel = RULES[name].update_low
