@@ -66,7 +66,7 @@ def test_numbers_compile_for_gpus(nvrtc):  # noqa: F811
         dtypes = ["float64"] * len(rule.counters) + ["float32"] * len(rule.made)
         sources.append(cuda_source(rule.numbers, dtypes, "1-d", f"numbers_{name}"))
     for code in compile_together(sources, ["sm_90"]):
-        assert code[1:4] == b"ELF"
+        assert code[1:4] == b"ELF" and all(f"_{x}".encode() in code for x in RULES)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_the_low_copy_compiles_for_gpus(nvrtc):  # noqa: F811
             dtypes = [*["float32"] * (len(kernel.names) - 1), low]
             sources.append(cuda_source(kernel, dtypes, "1-d", f"low_{name}_{k}"))
     for code in compile_together(sources, ["sm_90"]):
-        assert code[1:4] == b"ELF"
+        assert code[1:4] == b"ELF" and all(f"_{x}".encode() in code for x in RULES)
 
 
 @pytest.mark.parametrize("name", ["adam", "nadam", "sgd_momentum"])
