@@ -67,7 +67,7 @@ def test_the_numbers_of_a_cpu(name, stand_in):
         here.step(), there.step()
         assert not stand_in.syncs and not stand_in.uploads
         if step > 3:  # a clock each, the new rate, and the runs that they divide into
-            numbers = [x for x in stand_in.launches if x.endswith("_numbers")]
+            numbers = [x for x in stand_in.launches if "_numbers" in x]
             rest = [x for x in stand_in.launches if x not in numbers]
             assert rest[0] == "fill" and len(numbers) == 2 and len(rest) == 4
     same(here, there, 1e-12)
@@ -82,7 +82,9 @@ def test_two_launches_a_step(name, stand_in):
         stand_in.reset()
         here.step(), there.step()
     kernel = there.rule(there.param_groups[0]).name
-    assert stand_in.launches == [f"minidl_{kernel}_numbers", f"minidl_{kernel}"]
+    numbers, update = stand_in.launches
+    assert numbers.startswith(f"minidl_{kernel}_numbers")
+    assert update.startswith(f"minidl_{kernel}")
     same(here, there)
     there.zero_grad()
     there.step()
@@ -231,7 +233,9 @@ def test_clipping_is_two_launches(stand_in, dtype):
         give(trained(here), arrays(0)), give(trained(there), arrays(0))
         stand_in.reset()
         norm = optim.clip_grad_norm_(trained(there), limit)
-        assert stand_in.launches == ["zeros", "minidl_norm", "minidl_clip_norm"]
+        room, measure, shrink = stand_in.launches  # the first is a memset
+        assert (room, measure) == ("zeros", "minidl_norm")
+        assert shrink.startswith("minidl_clip_norm")
         assert not stand_in.syncs and not stand_in.uploads
         expected = optim.clip_grad_norm_(trained(here), limit)
         assert norm.dtype == expected.dtype == np.dtype(dtype) and norm.shape == ()

