@@ -8,6 +8,7 @@ import numpy
 from .device import Array, cupy_module, device_of, on_gpu, to_device
 
 THREADS = 256  # in a block
+BLOCKS = 1024  # at most; on every GPU the same, and so the rounding
 SOURCE = """
 const int width = 16 / sizeof(T);  // elements in a load of 16 bytes
 struct alignas(16) Pack { T values[width]; };
@@ -103,7 +104,8 @@ def on_device(arrays: list) -> Array:
     """Float64: the sum of squares, its root, whether not finite, and, in the first four
     of its eight bytes, the root as a float32; then room for the blocks."""
     cupy, device = cupy_module(), arrays[0].device
-    blocks = [_blocks(x.size, x.device.id) for x in arrays]
+    # fewer blocks where each would have little to do
+    blocks = [max(1, min(BLOCKS, -(-x.size // (16 * THREADS)))) for x in arrays]
     with device:
         found = cupy.zeros(5 + max(blocks), numpy.float64)
         room = found, found[4:], found[5:]
@@ -113,17 +115,6 @@ def on_device(arrays: list) -> Array:
                 x = x.astype(numpy.float32)
             kernel(x.dtype.name)((count,), (THREADS,), (x, x.size, *room))
     return found
-
-
-def _blocks(size: int, device: int) -> int:
-    """As many as fill the device, or fewer where each has little to do."""
-    return max(1, min(8 * _processors(device), -(-size // (16 * THREADS))))
-
-
-@cache
-def _processors(device: int) -> int:
-    runtime = cupy_module().cuda.runtime
-    return runtime.getDeviceProperties(device)["multiProcessorCount"]
 
 
 @cache
