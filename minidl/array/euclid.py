@@ -1,7 +1,7 @@
 """The Euclidean norm of arrays, and whether they are finite, in one pass."""
 
 from functools import cache
-from math import inf, isfinite, sqrt
+from math import isfinite, sqrt
 
 import numpy
 
@@ -97,7 +97,7 @@ def _on_host(arrays: list) -> tuple[float, bool]:
                 bad |= not numpy.isfinite(flat).all()
                 square = float(numpy.square(flat, dtype=numpy.float64).sum())
         total += square
-    return (total if total in (0, inf) else sqrt(total)), bool(bad)
+    return sqrt(total), bool(bad)
 
 
 def on_device(arrays: list) -> Array:

@@ -137,7 +137,7 @@ class ShardedAdam(Adam):
         if not on_gpu(like):
             square = np.array([euclid.norm(found)[0] ** 2])
             square = float(self.communicator.all_reduce(square)[0])
-            return sqrt(square) if isfinite(square) else square, not isfinite(square)
+            return sqrt(square), not isfinite(square)
         with like.device:
             xp = array_module(like)
             square = euclid.on_device(found)[:1] if found else xp.zeros(1)
