@@ -240,12 +240,8 @@ def test_benchmarks_run(scripts, monkeypatch):
     networks = {"digits CNN": (4, (1, 8, 10, (2, 3), 5))}
     monkeypatch.setattr(scripts.benchmarks, "NETWORKS", networks)
     monkeypatch.setattr(scripts.benchmarks, "STREAMED", ("sgd",))
-    for module, section in (
-        (scripts.adam, "adam"),
-        (scripts.benchmarks, "elementwise"),
-        (scripts.benchmarks, "steps"),
-    ):
-        rows = list(getattr(module, section)(np, True))
+    for section in ("adam", "elementwise", "steps"):
+        rows = list(scripts.check.SECTIONS[section][0](np, True))
         assert all(row.get("ok") is not False for row in rows)
         measured = [row["ms"] for row in rows if "ms" in row]
         assert measured and all(0 < ms < 1e4 for ms in measured)
