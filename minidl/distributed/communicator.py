@@ -64,9 +64,13 @@ class Communicator:
 
     `doing` may be set to a few words on what this rank does ("step 3 of epoch 1"),
     which are part of every message about its failing.
+
+    `capturable` says whether collectives on device arrays leave the host alone, so that
+    a CUDA graph can hold them.
     """
 
     backend = ""
+    capturable = False
 
     def __init__(self, rank, size, local_rank, local_size):
         self.rank: int = rank
@@ -216,6 +220,7 @@ class Alone(Communicator):
     """The one rank of a job of one: every collective is the identity."""
 
     backend = "alone"
+    capturable = True
 
     def __init__(self):
         super().__init__(rank=0, size=1, local_rank=0, local_size=1)

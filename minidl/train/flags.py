@@ -118,6 +118,15 @@ def add_device(command) -> None:
     command.add_argument("--device", choices=("cpu", "gpu", "auto"), default="auto")
 
 
+def add_graph(command) -> None:
+    command.add_argument(
+        "--graph",
+        choices=("on", "off", "auto"),
+        default="auto",
+        help="replay a step as a CUDA graph (auto: on a GPU, where it can be)",
+    )
+
+
 def add_timeout(command) -> None:
     command.add_argument(
         "--timeout",
