@@ -5,6 +5,7 @@ what the device is to do is kept. A replay does all of it again, on the same mem
 in a few microseconds of the host's time.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -44,13 +45,13 @@ class Graph:
         self.companions: dict = {}
         self.graph = self.result = None
         cuda = cupy_module().cuda
-        self.pool = cuda.MemoryPool(_allocate)
+        self.pool, self.stream = cuda.MemoryPool(_allocate), None
         cupy_module().get_default_memory_pool().free_all_blocks()  # ours may need it
         before = _under_way.set(self)
         try:
-            with cuda.Stream(non_blocking=True) as stream:
+            with cuda.Stream(non_blocking=True) as self.stream:
                 with cuda.using_allocator(self.pool.malloc):
-                    self.graph, self.result = _record(function, stream)
+                    self.graph, self.result = _record(function, self.stream)
         except Exception as error:
             raise CaptureError(f"{_place(error)}: {_sentence(error)}") from error
         finally:
@@ -81,10 +82,17 @@ class Graph:
 
     def close(self) -> None:
         """Give the memory back; there is no replay after that."""
+        if self.graph is not None:
+            current = cupy_module().cuda.get_current_stream()
+            self.stream.wait_event(current.record())  # the memory is of this stream
         self.graph = None  # before the memory that it writes to
         self.result = None
         self.companions.clear()
         self.pool.free_all_blocks()
+
+    def __del__(self):
+        if not sys.is_finalizing():
+            self.close()
 
 
 def _record(function: Callable, stream) -> tuple:
