@@ -6,9 +6,10 @@ in a few microseconds of the host's time.
 """
 
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -17,6 +18,29 @@ from .device import cupy_module
 from .errors import CaptureError
 
 _under_way: ContextVar["Graph | None"] = ContextVar("graph", default=None)
+
+
+@cache
+def _stream(device: int):
+    """The stream of a device's recordings, the same for all of them."""
+    return cupy_module().cuda.Stream(non_blocking=True)
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """What runs inside runs on the stream of the recordings, in turn with the current.
+
+    A stream has handles of libraries that are made when it first needs them, which
+    cannot be while it records.
+    """
+    cuda = cupy_module().cuda
+    current, stream = cuda.get_current_stream(), _stream(cuda.runtime.getDevice())
+    stream.wait_event(current.record())
+    try:
+        with stream:
+            yield
+    finally:
+        current.wait_event(stream.record())
 
 
 def recording_graph() -> "Graph | None":
@@ -30,10 +54,11 @@ class Graph:
         graph = Graph(step)     # records; nothing has run yet
         graph.replay()          # runs; returns what the function returned
 
-    The function must have run before, so that its kernels are compiled and loaded, and
-    must neither copy to or from the host nor wait for the device. Its result are
-    arrays, or what holds them, that every replay writes anew. Numbers of the host are
-    those of the recording, but for what a `companion` renews.
+    The function must have run before, the last time as a `rehearsal`, so that its
+    kernels are compiled and loaded and its libraries ready, and must neither copy to
+    or from the host nor wait for the device. Its result are arrays, or what holds
+    them, that every replay writes anew. Numbers of the host are those of the
+    recording, but for what a `companion` renews.
 
     Memory comes from a pool that nobody else takes from, so that the addresses stay
     the graph's own; what the function has freed is there to be used by a replay.
@@ -45,13 +70,13 @@ class Graph:
         self.companions: dict = {}
         self.graph = self.result = None
         cuda = cupy_module().cuda
-        self.pool, self.stream = cuda.MemoryPool(_allocate), None
+        self.pool = cuda.MemoryPool(_allocate)
+        self.stream = _stream(cuda.runtime.getDevice())
         cupy_module().get_default_memory_pool().free_all_blocks()  # ours may need it
         before = _under_way.set(self)
         try:
-            with cuda.Stream(non_blocking=True) as self.stream:
-                with cuda.using_allocator(self.pool.malloc):
-                    self.graph, self.result = _record(function, self.stream)
+            with self.stream, cuda.using_allocator(self.pool.malloc):
+                self.graph, self.result = _record(function, self.stream)
         except Exception as error:
             raise CaptureError(f"{_place(error)}: {_sentence(error)}") from error
         finally:

@@ -8,12 +8,12 @@ import numpy as np
 
 from minidl.array.device import array_module, to_device, use_device
 from minidl.array.errors import CaptureError, UsageError
-from minidl.array.graph import Graph
+from minidl.array.graph import Graph, rehearsal
 from minidl.autograd.tensor import Tensor
 from minidl.train.output import say
 from minidl.train.step import UNSCALED, train_step
 
-WARM_UP = 3  # steps of a shape before it is recorded: they compile, plan and allocate
+WARM_UP = 3  # steps of a shape before it is recorded: they compile, plan, rehearse
 MOST = 4  # shapes that are recorded; each keeps the memory of a step
 
 
@@ -21,8 +21,9 @@ class Plan(IntEnum):
     """What a rank would do with a batch."""
 
     AS_IT_IS = 0
-    RECORD = 1
-    REPLAY = 2
+    REHEARSE = 1
+    RECORD = 2
+    REPLAY = 3
 
 
 class CapturedStep:
@@ -48,6 +49,7 @@ class CapturedStep:
         self.step, self.required = step, required
         self.why_not = ""  # this process cannot, in a sentence
         self.seen: Counter = Counter()
+        self.rehearsed: dict[tuple, bool] = {}
         self.graphs: dict[tuple, Recorded] = {}
         self.model = None  # the one that `parts` belong to
         self.parts: tuple[list, list] = ([], [])
@@ -80,8 +82,17 @@ class CapturedStep:
             if plan == Plan.REPLAY:
                 optimizer.refresh()
                 return self.graphs[key].replay(batch)
-            images, labels = map(Tensor, batch)
-            return self.step(model, loss_fn, optimizer, images, labels, scaler)
+            if plan == Plan.REHEARSE:
+                self.rehearsed[key] = True
+                with rehearsal():
+                    loss = self.run(key, batch)
+                return copied(loss)
+            return self.run(key, batch)
+
+    def run(self, key: tuple, batch: list) -> Tensor:
+        """The step as it is."""
+        model, loss_fn, optimizer, scaler = key[:4]
+        return self.step(model, loss_fn, optimizer, *map(Tensor, batch), scaler)
 
     def modes(self) -> tuple:
         """What may be switched between steps, and makes them others."""
@@ -94,21 +105,18 @@ class CapturedStep:
     def plan(self, key: tuple) -> Plan:
         if key in self.graphs:
             return Plan.REPLAY
-        ready = self.seen[key] > WARM_UP and len(self.graphs) < MOST
-        return Plan.RECORD if ready else Plan.AS_IT_IS
+        if key in self.rehearsed:
+            return Plan.RECORD
+        ready = self.seen[key] >= WARM_UP and len(self.rehearsed) < MOST
+        return Plan.REHEARSE if ready else Plan.AS_IT_IS
 
     def record(self, key: tuple, batch: list) -> Plan:
         """Record a step with this batch; what to do with it then."""
-        model, loss_fn, optimizer, scaler = key[:4]
+        model, _, optimizer, scaler = key[:4]
         optimizer.refresh()
         why_not = ""
         try:
-            self.graphs[key] = Recorded(
-                lambda images, labels: self.step(
-                    model, loss_fn, optimizer, images, labels, scaler
-                ),
-                batch,
-            )
+            self.graphs[key] = Recorded(lambda batch: self.run(key, batch), batch)
         except CaptureError as error:
             why_not = str(error)
             model.give_up()
@@ -133,7 +141,7 @@ class Recorded:
 
     def __init__(self, step: Callable, batch: list):
         self.batch = [array_module(x).empty_like(x) for x in batch]
-        self.graph = Graph(lambda: bare(step(*map(Tensor, self.batch))))
+        self.graph = Graph(lambda: bare(step(self.batch)))
 
     def replay(self, batch: list) -> Tensor:
         for own, given in zip(self.batch, batch, strict=True):
@@ -144,8 +152,22 @@ class Recorded:
 def bare(loss: Tensor) -> Tensor:
     """The loss with its total and count, without how it was computed."""
     result = loss.detach()
-    result.total = loss.total.detach()
-    result.count = loss.count
+    result.total, result.count = loss.total.detach(), loss.count
+    if isinstance(loss.count, Tensor):
+        result.count = loss.count.detach()
+    return result
+
+
+def copied(loss: Tensor) -> Tensor:
+    """A rehearsal's loss in memory of the current stream."""
+    result = bare(loss)
+    parts = [result, result.total, result.count]
+    held = [(x, x.data) for x in parts if isinstance(x, Tensor)]
+    for x, array in held:
+        x.data = array_module(array).empty_like(array)
+    with rehearsal():  # its own memory is used on its own stream alone
+        for x, array in held:
+            x.data[...] = array
     return result
 
 
