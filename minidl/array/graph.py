@@ -5,6 +5,7 @@ what the device is to do is kept. A replay does all of it again, on the same mem
 in a few microseconds of the host's time.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,10 +70,11 @@ class Graph:
     def __init__(self, function: Callable[[], Any]):
         self.companions: dict = {}
         self.graph = self.result = None
-        cuda = cupy_module().cuda
+        self.cuda = cuda = cupy_module().cuda
         self.pool = cuda.MemoryPool(_allocate)
         self.stream = _stream(cuda.runtime.getDevice())
-        cupy_module().get_default_memory_pool().free_all_blocks()  # ours may need it
+        gc.collect()  # now, and not while recording; and our pool may need the memory
+        cupy_module().get_default_memory_pool().free_all_blocks()
         before = _under_way.set(self)
         try:
             with self.stream, cuda.using_allocator(self.pool.malloc):
@@ -107,8 +109,8 @@ class Graph:
 
     def close(self) -> None:
         """Give the memory back; there is no replay after that."""
-        if self.graph is not None:
-            current = cupy_module().cuda.get_current_stream()
+        if self.graph is not None and not recording_graph():
+            current = self.cuda.get_current_stream()
             self.stream.wait_event(current.record())  # the memory is of this stream
         self.graph = None  # before the memory that it writes to
         self.result = None

@@ -41,18 +41,19 @@ class CapturedStep:
     The numbers are those of `step`. Learning rates and what else an optimizer's group
     holds are renewed before each replay, random draws go on from where they are, and
     parameters may be frozen and modules put into another mode; anything else that
-    Python does in a step is done once, when it is recorded. Of several ranks all replay
-    a step or none. The loss is written anew by the next step.
+    Python does in a step is done once, when it is recorded (`forget` starts anew). Of
+    several ranks all replay a step or none. The next step writes the loss anew.
     """
 
     def __init__(self, step: Callable = train_step, required: bool = False):
         self.step, self.required = step, required
-        self.why_not = ""  # this process cannot, in a sentence
+        self.checked, self.why_not = False, ""  # why this process cannot
         self.seen: Counter = Counter()
         self.rehearsed: dict[tuple, bool] = {}
         self.graphs: dict[tuple, Recorded] = {}
         self.model = None  # the one that `parts` belong to
         self.parts: tuple[list, list] = ([], [])
+        self.trained: list[bool] = []
 
     def __call__(
         self,
@@ -67,13 +68,19 @@ class CapturedStep:
         if model is not self.model:
             self.model = model
             self.parts = list(model.modules()), list(model.parameters())
+        trained = [p.requires_grad for p in self.parts[1]]
+        if trained != self.trained:  # optimizers count the steps of each parameter
+            self.trained = trained
+            self.forget()
         device = self.parts[1][0].device
-        if not self.seen and not self.why_not:
+        if not self.checked:
+            self.checked = True
             self.give_up(obstacle(model, optimizer, device))
         if self.why_not:
             return self.step(model, loss_fn, optimizer, images, labels, scaler)
         batch = [to_device(x.data, device) for x in (images, labels)]
-        key = (model, loss_fn, optimizer, scaler, *self.modes(), *map(kind, batch))
+        modes = tuple([module.training for module in self.parts[0]])
+        key = (model, loss_fn, optimizer, scaler, modes, *map(kind, batch))
         self.seen[key] += 1
         with use_device(device):
             plan = agreed(model, self.plan(key))
@@ -93,14 +100,6 @@ class CapturedStep:
         """The step as it is."""
         model, loss_fn, optimizer, scaler = key[:4]
         return self.step(model, loss_fn, optimizer, *map(Tensor, batch), scaler)
-
-    def modes(self) -> tuple:
-        """What may be switched between steps, and makes them others."""
-        modules, parameters = self.parts
-        return (
-            tuple([module.training for module in modules]),
-            tuple([p.requires_grad for p in parameters]),
-        )
 
     def plan(self, key: tuple) -> Plan:
         if key in self.graphs:
@@ -130,10 +129,20 @@ class CapturedStep:
         self.why_not = why_not
         if not why_not:
             return
-        self.graphs.clear()
+        self.forget()
         if self.required:
             raise UsageError(f"the step cannot be captured: {why_not}")
         say(f"the step is not captured, and runs as it is: {why_not}")
+
+    def forget(self) -> None:
+        """Let go of all graphs and their memory; the next steps begin anew.
+
+        To be called after what a graph does not see: another loss, a new group of
+        parameters.
+        """
+        self.graphs.clear()
+        self.rehearsed.clear()
+        self.seen.clear()
 
 
 class Recorded:
