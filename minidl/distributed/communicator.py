@@ -64,13 +64,9 @@ class Communicator:
 
     `doing` may be set to a few words on what this rank does ("step 3 of epoch 1"),
     which are part of every message about its failing.
-
-    `capturable` says whether collectives on device arrays leave the host alone, so that
-    a CUDA graph can hold them.
     """
 
     backend = ""
-    capturable = False
 
     def __init__(self, rank, size, local_rank, local_size):
         self.rank: int = rank
@@ -82,6 +78,11 @@ class Communicator:
         self.closed = False
         self._issued = 0
         self._outstanding = deque()
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold collectives; known once one has been made."""
+        return self.backend in ("alone", "nccl")
 
     def all_reduce(self, array, op: str = "sum", async_op: bool = False):
         """Reduce `array` over all ranks, in place; the array, or a Work if async."""
@@ -220,7 +221,6 @@ class Alone(Communicator):
     """The one rank of a job of one: every collective is the identity."""
 
     backend = "alone"
-    capturable = True
 
     def __init__(self):
         super().__init__(rank=0, size=1, local_rank=0, local_size=1)

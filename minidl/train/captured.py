@@ -47,7 +47,7 @@ class CapturedStep:
 
     def __init__(self, step: Callable = train_step, required: bool = False):
         self.step, self.required = step, required
-        self.checked, self.why_not = False, ""  # why this process cannot
+        self.calls, self.why_not = 0, ""  # why it cannot be captured
         self.seen: Counter = Counter()
         self.rehearsed: dict[tuple, bool] = {}
         self.graphs: dict[tuple, Recorded] = {}
@@ -73,15 +73,15 @@ class CapturedStep:
             self.trained = trained
             self.forget()
         device = self.parts[1][0].device
-        if not self.checked:
-            self.checked = True
-            self.give_up(obstacle(model, optimizer, device))
-        if self.why_not:
-            return self.step(model, loss_fn, optimizer, images, labels, scaler)
         batch = [to_device(x.data, device) for x in (images, labels)]
         modes = tuple([module.training for module in self.parts[0]])
         key = (model, loss_fn, optimizer, scaler, modes, *map(kind, batch))
         self.seen[key] += 1
+        self.calls += 1
+        if self.calls == 2:  # by now ranks know how their arrays travel
+            self.give_up(obstacle(model, optimizer, device))
+        if self.calls == 1 or self.why_not:
+            return self.run(key, batch)
         with use_device(device):
             plan = agreed(model, self.plan(key))
             if plan == Plan.RECORD:
@@ -200,6 +200,9 @@ def step_for(graph: str, model, optimizer, device: str) -> Callable:
     """
     if graph == "off" or (graph == "auto" and device == "cpu"):
         return train_step
+    if model.communicator.size > 1 and device != "cpu":
+        first = next(model.parameters()).data[:0].reshape(-1)
+        model.communicator.all_reduce(first)  # ranks agree how arrays travel
     why_not = obstacle(model, optimizer, device)
     if graph == "on" and why_not:
         raise UsageError(f"--graph on: {why_not}; leave it out, or set it to off")
