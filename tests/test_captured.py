@@ -1,11 +1,14 @@
 """A training step as one CUDA graph gives the numbers of the step as it is."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import minidl as md
 from minidl import nn, optim
 from minidl.array import random
+from minidl.array.device import gpu_available
 from minidl.array.errors import UsageError
 from minidl.distributed import Alone, DataParallel
 from minidl.nn import functional as F
@@ -102,6 +105,16 @@ def test_captured_steps_give_the_same_numbers(stand_in, rule):
     assert len(step.graphs) == 2 and not step.why_not  # 16 steps of 8 images, 4 of 3
     replayed = [k for k, names in enumerate(captured.launches) if "graph" in names]
     assert len(replayed) == 20 - 2 * WARM_UP
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_available(), reason="no CUDA device")
+def test_on_a_gpu_it_gives_the_same_numbers():
+    nothing = SimpleNamespace(reset=lambda: None, launches=[], syncs=[], uploads=[])
+    step = CapturedStep(required=True)
+    captured, plain = Run(nothing, step), Run(nothing)
+    captured.assert_same(plain)
+    assert len(step.graphs) == 2
 
 
 def test_a_replayed_step_never_waits(stand_in):
