@@ -39,7 +39,7 @@ SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "tests": (gpu_tests.tests, 185),
     "adam": (gpu_adam.adam, 50),
     "elementwise": (gpu_benchmarks.elementwise, 20),
-    "steps": (gpu_steps.steps, 50),
+    "steps": (gpu_steps.steps, 90),
 }
 
 

@@ -118,7 +118,7 @@ class Graph:
         self.pool.free_all_blocks()
 
     def __del__(self):
-        if not sys.is_finalizing():
+        if self.graph is not None and not sys.is_finalizing():
             self.close()
 
 
