@@ -145,7 +145,13 @@ def test_the_flag_on_a_cpu(tmp_path, capsys):
 def test_what_the_flag_chooses(graph, device, kind):
     model = DataParallel(nn.Linear(1, 1), Alone())
     step = step_for(graph, model, optim.SGD(model.parameters()), device)
-    assert isinstance(step, CapturedStep) == kind and (kind or step is train_step)
+    assert isinstance(step, CapturedStep) if kind else step is None
+
+
+def test_a_flag_that_is_none(tmp_path):
+    with pytest.raises(UsageError, match="one of on, off, auto, not 'maybe'"):
+        train(Settings(graph="maybe", out=str(tmp_path)), Alone())
+    assert not list(tmp_path.iterdir())
 
 
 def test_ranks_that_meet_on_the_host_are_not_captured():

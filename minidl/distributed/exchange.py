@@ -13,16 +13,14 @@ import numpy as np
 from minidl.array.device import array_module, is_array
 from minidl.array.errors import DistributedError
 from minidl.array.graph import recording_graph
+from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
 from minidl.distributed.compression import compressed
 from minidl.nn.parameter import FlatStorage, Parameter, flat_storages
 
-
-def divide(gradients, total) -> None:
-    """gradients /= total, which is a number or an array of one element."""
-    inverse = 1 / total
-    gradients *= inverse.astype(gradients.dtype) if is_array(inverse) else inverse
+# the count is a number, or an array of one element where the gradients are
+divide = Kernel("divide", outputs="g", scalars="count", body="g *= 1 / count;")
 
 
 class NaiveExchange:
@@ -52,7 +50,7 @@ class NaiveExchange:
                 gradient[...] = self.communicator.all_reduce(
                     compressed(gradient, self.half)
                 )
-                divide(gradient, total)
+                divide(out=gradient, count=total)
 
     def give_up(self) -> None:
         """Forget a step that has ended halfway."""
@@ -142,7 +140,7 @@ class BucketedExchange(NaiveExchange):
         total, present = self.agree(count)
         for bucket in self.buckets:
             bucket.receive()
-            divide(bucket.gradients, total)
+            divide(out=bucket.gradients, count=total)
         self.under_way = False
         for p, somewhere in zip(self.parameters, present, strict=True):
             if somewhere and p.grad is None:

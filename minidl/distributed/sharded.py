@@ -107,7 +107,7 @@ class ShardedExchange(BucketedExchange):
         own = [bucket.gradients[bucket.own] for bucket in self.buckets]
         total, present = self.agree(count, not all(map(finite, own)))
         for gradients in own:
-            divide(gradients, total)
+            divide(out=gradients, count=total)
         there = {
             p: somewhere for p, somewhere in zip(self.parameters, present, strict=True)
         }

@@ -10,6 +10,7 @@ from minidl.array.device import array_module, to_device, use_device
 from minidl.array.errors import CaptureError, UsageError
 from minidl.array.graph import Graph, rehearsal
 from minidl.autograd.tensor import Tensor
+from minidl.train.flags import GRAPH
 from minidl.train.output import say
 from minidl.train.step import UNSCALED, train_step
 
@@ -193,13 +194,15 @@ def agreed(model, plan: Plan) -> Plan:
     return plan if own[1] == -own[2] else Plan.AS_IT_IS
 
 
-def step_for(graph: str, model, optimizer, device: str) -> Callable:
-    """What `--graph` asks for: a CapturedStep, or `train_step` itself.
+def step_for(graph: str, model, optimizer, device: str) -> CapturedStep | None:
+    """What `--graph` asks for in the place of `train_step`; None leaves that there.
 
     "auto" captures on a GPU. Raises UsageError where "on" cannot be.
     """
+    if graph not in GRAPH:
+        raise UsageError(f"graph is one of {', '.join(GRAPH)}, not {graph!r}")
     if graph == "off" or (graph == "auto" and device == "cpu"):
-        return train_step
+        return None
     if model.communicator.size > 1 and device != "cpu":
         first = next(model.parameters()).data[:0].reshape(-1)
         model.communicator.all_reduce(first)  # ranks agree how arrays travel

@@ -10,6 +10,7 @@ from minidl.train.output import say, tell
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 MODELS = ("cnn", "mlp")
+GRAPH = ("on", "off", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
@@ -121,7 +122,7 @@ def add_device(command) -> None:
 def add_graph(command) -> None:
     command.add_argument(
         "--graph",
-        choices=("on", "off", "auto"),
+        choices=GRAPH,
         default="auto",
         help="replay a step as a CUDA graph (auto: on a GPU, where it can be)",
     )
