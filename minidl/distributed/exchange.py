@@ -67,9 +67,11 @@ class NaiveExchange:
         again who has gradients: it holds the answer of the step before.
         """
         if is_array(count):
-            self.communicator.all_reduce(count)
             if not recording_graph():
-                self.agree(1.0, overflow)
+                self.agree(1.0)
+            self.communicator.all_reduce(count)
+            if is_array(overflow):
+                self.overflow = self.communicator.all_reduce(overflow)
             return count, self.present
         present = (p.grad is not None for p in self.parameters)
         own = np.array([count, overflow, self.stop_wanted, *present], float)
