@@ -11,7 +11,6 @@ from statistics import median
 
 import numpy as np
 
-from minidl import nn, optim
 from minidl.array.device import bfloat16
 from minidl.array.kernel import Kernel
 from minidl.array.random import normal
