@@ -30,7 +30,7 @@ def network(*more):
         nn.Conv2d(1, 4, 3, padding=1),
         nn.BatchNorm2d(4),
         nn.ReLU(),
-        nn.AvgPool2d(2),
+        nn.MaxPool2d(2),
         nn.Dropout(0.3),
         nn.Flatten(),
         *more,
@@ -105,6 +105,20 @@ def test_captured_steps_give_the_same_numbers(stand_in, rule):
     assert len(step.graphs) == 2 and not step.why_not  # 16 steps of 8 images, 4 of 3
     replayed = [k for k, names in enumerate(captured.launches) if "graph" in names]
     assert len(replayed) == 20 - 2 * WARM_UP
+
+
+class Checkpointed(nn.Module):
+    """Dropout that backward draws again."""
+
+    def forward(self, x):
+        return md.autograd.checkpoint(lambda x: F.dropout(x.tanh(), 0.4) * x, x)
+
+
+def test_what_backward_computes_again_draws_the_same(stand_in):
+    step = CapturedStep(required=True)
+    captured = Run(stand_in, step, 12, [Checkpointed()])
+    captured.assert_same(Run(stand_in, count=12, layers=[Checkpointed()]))
+    assert step.graphs
 
 
 @pytest.mark.gpu
