@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 import numpy as np
-from gpu_checks import train_step
 
-import minidl
-from minidl import nn, optim
 from minidl.array.device import bfloat16
 from minidl.array.kernel import Kernel
 from minidl.array.random import normal
@@ -117,63 +114,3 @@ def elementwise(xp, quick: bool) -> Iterator[dict]:
             count = passes * arrays[0].nbytes
             rates = per_second(count, milliseconds(xp, run), copy)
             yield {"name": f"{name} {np.dtype(dtype)}", "ok": None, **rates}
-
-
-# --- steps of training
-
-NETWORKS = {  # batch, (channels, size, classes, width, hidden)
-    "digits CNN": (64, (1, 8, 10, (16, 32), 0)),
-    "MNIST CNN": (128, (1, 28, 10, (32, 64), 128)),
-}
-
-
-def steps(xp, quick: bool) -> Iterator[dict]:
-    """A step of training, forward, backward and Adam, eager, in float32."""
-    for name, (batch, shape) in NETWORKS.items():
-        rng = np.random.default_rng(0)
-        images = rng.normal(size=(batch, shape[0], shape[1], shape[1])).astype("f4")
-        labels = rng.integers(0, shape[2], batch)
-        inner = 1 if xp is np else 10 if quick else 30
-        ms = minidl_step(xp, shape, images, labels, inner)
-        row = {"name": f"{name}, batch {batch}", "ok": None, "ms": ms}
-        torch = torch_or_none(xp)
-        if torch is not None:
-            row["torch_ms"] = torch_step(xp, torch, shape, images, labels, inner)
-            row["times_torch"] = row["torch_ms"] / ms
-        yield row
-
-
-def minidl_step(xp, shape, images, labels, inner: int) -> float:
-    device = device_of(xp)
-    minidl.manual_seed(0)
-    model = nn.SmallCNN(*shape).to(device)
-    optimizer = optim.Adam(model.parameters())
-    x, y = (minidl.tensor(array, device=device) for array in (images, labels))
-    return milliseconds(xp, lambda: train_step(model, optimizer, x, y), inner)
-
-
-def torch_step(xp, torch, shape, images, labels, inner: int) -> float:
-    """The same network in PyTorch, eager, with its fused Adam."""
-    channels, size, classes, (first, second), hidden = shape
-    t = torch.nn
-    features = second * (size // 2) ** 2
-    head = [t.Linear(features, hidden), t.ReLU()] if hidden else []
-    model = t.Sequential(
-        t.Conv2d(channels, first, 3, padding=1),
-        t.ReLU(),
-        t.Conv2d(first, second, 3, padding=1),
-        t.ReLU(),
-        t.MaxPool2d(2),
-        t.Flatten(),
-        *head,
-        t.Linear(hidden or features, classes),
-    ).to(device_of(xp))
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    x, y = (torch.from_numpy(array).to(device_of(xp)) for array in (images, labels))
-
-    def step():
-        optimizer.zero_grad()
-        t.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return milliseconds(xp, step, inner)

@@ -26,6 +26,7 @@ import gpu_adam  # noqa: E402
 import gpu_benchmarks  # noqa: E402
 import gpu_checks  # noqa: E402
 import gpu_report  # noqa: E402
+import gpu_steps  # noqa: E402
 import gpu_tests  # noqa: E402
 
 from minidl.array.device import canonical_device, cupy_module  # noqa: E402
@@ -38,7 +39,7 @@ SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "tests": (gpu_tests.tests, 185),
     "adam": (gpu_adam.adam, 50),
     "elementwise": (gpu_benchmarks.elementwise, 20),
-    "steps": (gpu_benchmarks.steps, 50),
+    "steps": (gpu_steps.steps, 90),
 }
 
 

@@ -4,6 +4,8 @@ It is no numpy.ndarray and turns into none by itself; NumPy's arrays mixed with 
 refused as CuPy refuses them.
 """
 
+import contextlib
+
 import numpy
 import stand_in_cuda as cuda
 from stand_in_cuda import Arrival, refuse_in_capture, syncs, uploads
@@ -271,13 +273,16 @@ def operation(name, function, args, kwargs=None, out=None):
         with numpy.errstate(all="ignore"):
             return function(*bare, **named, **to)
 
+    recorded = cuda.get_current_stream().is_capturing()
     if out is not None:
         target = plain(out)
-        if cuda.get_current_stream().is_capturing():
-            run(out=target.copy())  # what is wrong is said now
+        if recorded:
+            with _indices_of_zero(sources):
+                run(out=target.copy())  # what is wrong is said now
         cuda.enqueue(name, lambda: run(out=target), reads, [touched(out)])
         return out
-    result = run()
+    with _indices_of_zero(sources if recorded else ()):
+        result = run()
     if not isinstance(result, numpy.ndarray | numpy.generic | tuple | list):
         return result
     several = isinstance(result, tuple | list)
@@ -293,9 +298,21 @@ def operation(name, function, args, kwargs=None, out=None):
             for k, target in targets:
                 target[...] = again[k]
 
-        recorded = cuda.get_current_stream().is_capturing()
         cuda.enqueue(name, store, reads, [touched(made[k]) for k in fresh])
     return type(result)(made) if several else made[0]
+
+
+@contextlib.contextmanager
+def _indices_of_zero(sources):
+    """Integers that may be indices are 0: while recording they are not there yet."""
+    arrays = [x._array for x in sources if x.dtype.kind in "iu"]
+    arrays = [x for x in arrays if x.flags.writeable]
+    kept = [x.copy() for x in arrays]
+    for array in arrays:
+        array[...] = 0
+    yield
+    for array, values in zip(arrays, kept, strict=True):
+        array[...] = values
 
 
 def _made(array: numpy.ndarray, sources) -> ndarray:

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minidl import nn
 from minidl.array.device import gpu_available
 from minidl.array.kernel import Kernel
+from minidl.autograd import Tensor
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -29,6 +31,7 @@ def scripts(monkeypatch):
     import gpu_check
     import gpu_checks
     import gpu_report
+    import gpu_steps
     import gpu_tests
 
     return SimpleNamespace(
@@ -37,6 +40,7 @@ def scripts(monkeypatch):
         adam=gpu_adam,
         benchmarks=gpu_benchmarks,
         report=gpu_report,
+        steps=gpu_steps,
         tests=gpu_tests,
     )
 
@@ -237,8 +241,8 @@ def test_what_pytest_says_is_understood(scripts):
 
 
 def test_benchmarks_run(scripts, monkeypatch):
-    networks = {"digits CNN": (4, (1, 8, 10, (2, 3), 5))}
-    monkeypatch.setattr(scripts.benchmarks, "NETWORKS", networks)
+    networks = {"digits CNN": scripts.steps.NETWORKS["digits CNN"]}
+    monkeypatch.setattr(scripts.steps, "NETWORKS", networks)
     monkeypatch.setattr(scripts.benchmarks, "STREAMED", ("sgd",))
     for section in ("adam", "elementwise", "steps"):
         rows = list(scripts.check.SECTIONS[section][0](np, True))
@@ -260,10 +264,27 @@ def test_adam_is_measured_on_a_device(scripts, monkeypatch, stand_in):
 @pytest.mark.slow
 def test_peers_run(scripts):
     torch = pytest.importorskip("torch")
-    shape = (1, 8, 10, (2, 3), 5)
-    images, labels = np.ones((4, 1, 8, 8), "f4"), np.arange(4)
+    build, shape = scripts.steps.NETWORKS["digits CNN"]
+    images, labels = np.ones((4, *shape[1:]), "f4"), np.arange(4)
     assert scripts.adam.torch_adam(np, torch, [1000, 10]) > 0
-    assert scripts.benchmarks.torch_step(np, torch, shape, images, labels, 1) > 0
+    for layout in ({}, {"memory_format": torch.channels_last}):
+        data = build, images, labels, 1, layout, None
+        assert scripts.steps.torch_time(np, torch, *data) > 0
+
+
+@pytest.mark.slow
+def test_the_networks_of_both_are_the_same(scripts):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype("f4")
+    for name in ("residual CNN", "ResNet18, CIFAR"):
+        build, _ = scripts.steps.NETWORKS[name]
+        ours, theirs = build(nn), build(torch.nn)
+        state = ours.state_dict()
+        theirs.load_state_dict(
+            {k: torch.from_numpy(v.numpy()) for k, v in state.items()}
+        )
+        got, wanted = ours(Tensor(x)).numpy(), theirs(torch.from_numpy(x))
+        np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=2e-4, atol=2e-4)
 
 
 def test_time_between_events(scripts):

@@ -24,6 +24,10 @@ class DeviceError(MinidlError, RuntimeError):
     status = 2
 
 
+class CaptureError(MinidlError, RuntimeError):
+    """A function that cannot be recorded as a CUDA graph."""
+
+
 class DataError(MinidlError, ValueError):
     """A data file, or a batch, that is not what it should be."""
 

@@ -18,6 +18,8 @@ from .device import (
     cupy_module,
     use_device,
 )
+from .draws import Draws
+from .graph import recording_graph
 from .kernel import Kernel
 
 _LOW = 0xFFFFFFFF
@@ -116,10 +118,17 @@ class Generator:
         self.manual_seed(state[0])
         self.draw = int(state[1])
 
-    def next(self) -> dict[str, int]:
-        """The scalars of the next draw, for the kernels of this file."""
+    def next(self) -> dict:
+        """The scalars of the next draw, for the kernels of this file.
+
+        Numbers; while a CUDA graph is recorded, one-element arrays on the device that
+        each replay finds set to the draws that are then the next.
+        """
+        graph, draw = recording_graph(), self.draw
         self.draw += 1
-        return {"seed": self.seed, "draw": self.draw - 1, "start": 0}
+        if graph is None:
+            return {"seed": self.seed, "draw": draw, "start": 0}
+        return graph.companion(self, Draws).scalars(draw)
 
 
 _default = threading.local()  # ranks simulated by threads have one each

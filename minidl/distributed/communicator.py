@@ -79,6 +79,11 @@ class Communicator:
         self._issued = 0
         self._outstanding = deque()
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold collectives; known once one has been made."""
+        return self.backend in ("alone", "nccl")
+
     def all_reduce(self, array, op: str = "sum", async_op: bool = False):
         """Reduce `array` over all ranks, in place; the array, or a Work if async."""
         check("all_reduce", array)

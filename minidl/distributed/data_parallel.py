@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+from minidl.array.device import array_module, on_gpu
 from minidl.autograd.mode import is_grad_enabled
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
@@ -11,6 +12,13 @@ from minidl.distributed.exchange import BucketedExchange, NaiveExchange
 from minidl.distributed.launch import init
 from minidl.distributed.sharded import ShardedExchange
 from minidl.nn.module import Module
+
+
+def beside(array, count: Tensor | float):
+    """A count as a float64 array on the array's device, without waiting for it."""
+    if isinstance(count, Tensor):
+        return count.data.astype(float)
+    return array_module(array).full((), count, float)
 
 
 class Exchanged:
@@ -95,7 +103,10 @@ class DataParallel:
                 "gradient on several ranks depends on: use a loss of minidl with "
                 "reduction='mean', or the mean() of your terms, as the last operation"
             )
-        self.count += float(loss.count)
+        if on_gpu(loss.total.data) and self.communicator.capturable:
+            self.count = self.count + beside(loss.total.data, loss.count)
+        else:
+            self.count = self.count + float(loss.count)
         return loss.total
 
     def ready(self, parameter: Tensor) -> None:
@@ -114,6 +125,11 @@ class DataParallel:
         """loss.backward() on the global batch."""
         self.share(loss).backward(on_grad_ready=self.ready)
         self.wait()
+
+    def give_up(self) -> None:
+        """Forget a step that has ended halfway, by an exception."""
+        self.count = 0.0
+        self.exchange.give_up()
 
     @contextmanager
     def no_sync(self):

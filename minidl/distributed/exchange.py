@@ -10,12 +10,17 @@ still running. Both leave the same numbers behind.
 
 import numpy as np
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, is_array
 from minidl.array.errors import DistributedError
+from minidl.array.graph import recording_graph
+from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
 from minidl.distributed.compression import compressed
 from minidl.nn.parameter import FlatStorage, Parameter, flat_storages
+
+# the count is a number, or an array of one element where the gradients are
+divide = Kernel("divide", outputs="g", scalars="count", body="g *= 1 / count;")
 
 
 class NaiveExchange:
@@ -27,6 +32,7 @@ class NaiveExchange:
         self.parameters, self.communicator = parameters, communicator
         self.half = half  # the dtype to send in, where that is smaller
         self.overflow = False  # see `agree`
+        self.present: list[bool] = []  # what `agree` has found last
         self.stop_wanted = False  # by this rank, from any moment on
         self.stop = False  # whether any rank did at the last step: the same on all
 
@@ -44,15 +50,29 @@ class NaiveExchange:
                 gradient[...] = self.communicator.all_reduce(
                     compressed(gradient, self.half)
                 )
-                gradient *= 1 / total
+                divide(out=gradient, count=total)
 
-    def agree(self, count: float, overflow=False) -> tuple[float, list[bool]]:
+    def give_up(self) -> None:
+        """Forget a step that has ended halfway."""
+
+    def agree(self, count, overflow=False) -> tuple:
         """The global count, and for each parameter whether any rank has a gradient.
 
         A parameter without one on some ranks counts as zero there; without one on any
         rank it is left alone, as it would be on one rank. `self.overflow` becomes
         whether any rank says so: a question only where ranks see different sums.
+
+        A count that is an array on a device stays there, where one of 0 makes the
+        gradients NaN; as a number it is a DistributedError. A CUDA graph does not ask
+        again who has gradients: it holds the answer of the step before.
         """
+        if is_array(count):
+            if not recording_graph():
+                self.agree(1.0)
+            self.communicator.all_reduce(count)
+            if is_array(overflow):
+                self.overflow = self.communicator.all_reduce(overflow)
+            return count, self.present
         present = (p.grad is not None for p in self.parameters)
         own = np.array([count, overflow, self.stop_wanted, *present], float)
         self.communicator.all_reduce(own)
@@ -62,7 +82,8 @@ class NaiveExchange:
                 "the global batch has no terms to take the mean of: every label is "
                 "ignored, or no rank has a sample"
             )
-        return float(own[0]), [bool(n) for n in own[3:]]
+        self.present = [bool(n) for n in own[3:]]
+        return float(own[0]), self.present
 
 
 class Bucket:
@@ -121,11 +142,16 @@ class BucketedExchange(NaiveExchange):
         total, present = self.agree(count)
         for bucket in self.buckets:
             bucket.receive()
-            bucket.gradients *= 1 / total
+            divide(out=bucket.gradients, count=total)
         self.under_way = False
         for p, somewhere in zip(self.parameters, present, strict=True):
             if somewhere and p.grad is None:
                 p.accumulate(Tensor(p.gradient_view))
+
+    def give_up(self) -> None:
+        self.under_way = False
+        for bucket in self.buckets:
+            bucket.reset()
 
     def send(self) -> None:
         """Send every full bucket whose turn it is."""

@@ -10,7 +10,7 @@ Models", 2020, section 5.1: as much is sent as by an all-reduce.
 from minidl.array.device import array_module
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.compression import compressed
-from minidl.distributed.exchange import Bucket, BucketedExchange
+from minidl.distributed.exchange import Bucket, BucketedExchange, divide
 from minidl.nn.parameter import FlatStorage, Parameter
 from minidl.nn.piece import Piece, pieces
 
@@ -107,7 +107,7 @@ class ShardedExchange(BucketedExchange):
         own = [bucket.gradients[bucket.own] for bucket in self.buckets]
         total, present = self.agree(count, not all(map(finite, own)))
         for gradients in own:
-            gradients *= 1 / total
+            divide(out=gradients, count=total)
         there = {
             p: somewhere for p, somewhere in zip(self.parameters, present, strict=True)
         }

@@ -158,6 +158,10 @@ class GradScaler:
             )
         self._found = {}
 
+    def give_up(self) -> None:
+        """Forget a step that has ended halfway, by an exception."""
+        self._found = {}
+
     def get_scale(self) -> float:
         if not self._enabled:
             return 1.0

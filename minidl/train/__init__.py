@@ -1,7 +1,16 @@
 """Training: the step, the trainer, its reports and the command line."""
 
+from minidl.train.captured import CapturedStep
 from minidl.train.progress import Metrics, Progress
 from minidl.train.step import train_step
 from minidl.train.trainer import DivergedError, Trainer, evaluate
 
-__all__ = ["DivergedError", "Metrics", "Progress", "Trainer", "evaluate", "train_step"]
+__all__ = [
+    "CapturedStep",
+    "DivergedError",
+    "Metrics",
+    "Progress",
+    "Trainer",
+    "evaluate",
+    "train_step",
+]

@@ -13,6 +13,7 @@ from minidl.train.flags import (
     add_data,
     add_device,
     add_epochs,
+    add_graph,
     add_model,
     add_seed,
     add_timeout,
@@ -50,6 +51,7 @@ def parser() -> Parser:
     add_epochs(command)
     add_seed(command)
     add_device(command)
+    add_graph(command)
     command.add_argument(
         "--out",
         metavar="DIR",

@@ -10,6 +10,7 @@ from minidl.train.output import say, tell
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 MODELS = ("cnn", "mlp")
+GRAPH = ("on", "off", "auto")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
@@ -116,6 +117,15 @@ def add_epochs(command) -> None:
 
 def add_device(command) -> None:
     command.add_argument("--device", choices=("cpu", "gpu", "auto"), default="auto")
+
+
+def add_graph(command) -> None:
+    command.add_argument(
+        "--graph",
+        choices=GRAPH,
+        default="auto",
+        help="replay a step as a CUDA graph (auto: on a GPU, where it can be)",
+    )
 
 
 def add_timeout(command) -> None:

@@ -4,6 +4,19 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from minidl.array.device import array_module, on_gpu
+from minidl.array.kernel import Kernel
+from minidl.autograd.tensor import Tensor
+
+LOOK_EVERY = 32  # steps between two looks at what is on a device, each of which waits
+add_up = Kernel(
+    "add_up",
+    outputs="total count",
+    scalars="more terms",
+    body="total += more; count += terms;",
+    compute="float64",
+)
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -22,6 +35,43 @@ class Metrics:
         return asdict(self)
 
 
+class Tally:
+    """Sums of this rank's steps: a total and a count, where they are, and samples.
+
+    On a device they stay there until somebody looks: `found`, the host's copy of all
+    three, is as of the last `look`. `due` says whether it is time for one: after the
+    first step, then after every LOOK_EVERY; on a CPU, where it costs nothing, always.
+    """
+
+    def __init__(self, found=(0.0, 0.0, 0.0)):
+        self.found = np.array(found, float)
+        self.unseen = LOOK_EVERY - 1
+        self.sums = None  # on the device: the total and the count
+
+    def add(self, total: Tensor, count: Tensor | float, samples: int) -> None:
+        """Add the sum of a batch, of how many terms it is, and its samples."""
+        self.found[2] += samples
+        if not on_gpu(total.data):
+            self.found[:2] += total.item(), float(count)
+            return
+        if self.sums is None:
+            self.sums = array_module(total.data).asarray(self.found[:2])
+        terms = count.data if isinstance(count, Tensor) else count
+        out = self.sums[:1], self.sums[1:]
+        add_up(out=out, more=total.data, terms=terms)
+        self.unseen += 1
+
+    @property
+    def due(self) -> bool:
+        return self.sums is None or self.unseen >= LOOK_EVERY
+
+    def look(self) -> np.ndarray:
+        """Total, count and samples, for which the device is waited for."""
+        if self.sums is not None:
+            self.found[:2], self.unseen = self.sums.get(), 0
+        return self.found
+
+
 @dataclass
 class Progress:
     """Where a training stands: in which epoch, how far into it, what came before."""
@@ -31,7 +81,7 @@ class Progress:
     total_steps: int = 0  # done in all
     lr: float = 0.0  # at the start of the epoch
     seconds: float = 0.0  # that the epoch has taken
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    sums: Tally = field(default_factory=Tally)
     """This rank's in this epoch: the loss's total and count, and samples."""
     history: list[Metrics] = field(default_factory=list)  # of the epochs done
 
@@ -44,7 +94,7 @@ class Progress:
         """An epoch is done; the next begins."""
         self.history.append(metrics)
         self.epoch += 1
-        self.steps, self.seconds, self.sums = 0, 0.0, np.zeros(3)
+        self.steps, self.seconds, self.sums = 0, 0.0, Tally()
 
     def state_dict(self) -> dict:
         """For a checkpoint: all that is the same on every rank."""

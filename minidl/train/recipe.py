@@ -13,6 +13,7 @@ from minidl.distributed import Communicator, DataParallel
 from minidl.nn import MLP, Module, SmallCNN
 from minidl.optim import SGD, Adam, AdamW, Optimizer
 from minidl.optim.lr_scheduler import CosineAnnealingLR
+from minidl.train.captured import step_for
 from minidl.train.checkpoint import load_model, safetensors, save_model
 from minidl.train.files import make_directory, remove_files, remove_torn, replace_json
 from minidl.train.output import tell
@@ -55,6 +56,7 @@ class Settings:
     epochs: int | None = None
     seed: int = 0
     device: str = "auto"
+    graph: str = "auto"
     out: str | None = None
     resume: str | None = None
     save_every: int | None = None
@@ -154,14 +156,14 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         "device": device,
         "minidl": __version__,
     }
-
     with use_device(device):
         manual_seed(settings.seed)
         model = build_model(settings.model, shape, classes).to(device)
         optimizer = build_optimizer(settings, model)
         schedule = CosineAnnealingLR(optimizer, settings.epochs * len(loaders[0]))
         parallel = DataParallel(model, communicator)
-        trainer = Trainer(parallel, optimizer, scheduler=schedule)
+        step = step_for(settings.graph, parallel, optimizer, device)
+        trainer = Trainer(parallel, optimizer, scheduler=schedule, step=step)
         store = Store(out / "checkpoints", settings.keep)
         go_on(trainer, settings.resume, store, config, scaling)
         if lead:

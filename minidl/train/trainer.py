@@ -1,6 +1,6 @@
 """Trainer: epochs of steps, what they cost and what they reach."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from time import perf_counter
 
@@ -14,7 +14,7 @@ from minidl.data import DataLoader
 from minidl.distributed import DataParallel
 from minidl.nn import functional as F
 from minidl.optim import GradScaler
-from minidl.train.progress import Metrics, Progress
+from minidl.train.progress import Metrics, Progress, Tally
 from minidl.train.report import Reporter
 from minidl.train.step import UNSCALED, train_step
 
@@ -28,8 +28,13 @@ class Trainer:
 
     `scheduler`, if there is one, is stepped after every step. `reporters` hear of
     the steps and epochs; on ranks other than 0 there are usually none. `scaler` scales
-    the loss, and is part of the state; without one nothing is scaled. `progress` says
-    where the training stands; `fit` goes on from there.
+    the loss, and is part of the state; without one nothing is scaled. `step` is what
+    stands for `train_step`, as a CapturedStep. `progress` says where the training
+    stands; `fit` goes on from there.
+
+    What the steps of a GPU have made of the loss is looked at after the first and then
+    after every 32 (LOOK_EVERY), so that the host stays ahead of the device: a loss
+    that is no number is told that much later.
     """
 
     def __init__(
@@ -40,10 +45,11 @@ class Trainer:
         scheduler=None,
         reporters: Sequence[Reporter] = (),
         scaler: GradScaler = UNSCALED,
+        step: Callable | None = None,
     ):
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.reporters = scheduler, list(reporters)
-        self.scaler = scaler
+        self.scaler, self.step = scaler, step or train_step
         self.progress = Progress()
 
     def fit(self, train: DataLoader, test: DataLoader, epochs: int) -> list[Metrics]:
@@ -91,24 +97,32 @@ class Trainer:
         sums = progress.sums
         for step, (images, labels) in enumerate(loader, progress.steps + 1):
             communicator.doing = f"step {step} of epoch {progress.epoch}"
-            loss = train_step(
+            loss = self.step(
                 self.model, self.loss_fn, self.optimizer, images, labels, self.scaler
             )
             if self.scheduler is not None:
                 self.scheduler.step()
-            sums += loss.total.item(), loss.count, len(labels)
-            if not isfinite(sums[0]):
-                raise DivergedError(
-                    f"the loss is {loss.total.item()} in step {step} of epoch "
-                    f"{progress.epoch}: training has diverged; try a smaller learning "
-                    "rate"
-                )
+            sums.add(loss.total, loss.count, len(labels))
             progress.steps = step
+            if sums.due or step == steps:
+                self.look()
             progress.total_steps += 1
             progress.seconds = perf_counter() - start
-            self.tell("step", sums[0] / max(sums[1], 1))
-        total = communicator.all_reduce(sums.copy())
+            self.tell("step", sums.found[0] / max(sums.found[1], 1))
+        total = communicator.all_reduce(self.look().copy())
         return float(total[0] / total[1]), int(total[2])
+
+    def look(self) -> np.ndarray:
+        """The epoch's sums so far; raises DivergedError where they are no numbers."""
+        sums, progress = self.progress.sums, self.progress
+        found = sums.look()
+        if not isfinite(found[0]):
+            raise DivergedError(
+                f"the loss is {found[0]} {'in' if sums.sums is None else 'by'} step "
+                f"{progress.steps} of epoch {progress.epoch}: training has diverged; "
+                "try a smaller learning rate"
+            )
+        return found
 
     def tell(self, event: str, *what) -> None:
         for reporter in self.reporters:
@@ -122,7 +136,7 @@ class Trainer:
         """
         buffers = self.model.module.named_buffers()
         own = {
-            "sums": self.progress.sums,
+            "sums": self.look(),
             "random": default_generator().state,
             "buffers": {name: tensor.numpy() for name, tensor in buffers},
         }
@@ -152,7 +166,7 @@ class Trainer:
             own, sums = ranks[rank], ranks[rank]["sums"]
         else:
             own, sums = ranks[0], sum(r["sums"] for r in ranks) * (rank == 0)
-        self.progress.sums = np.array(sums)
+        self.progress.sums = Tally(sums)
         default_generator().state = own["random"]
         for name, tensor in self.model.module.named_buffers():
             tensor.data[...] = to_device(own["buffers"][name], tensor.device)
@@ -165,12 +179,11 @@ def evaluate(
     """Mean loss and accuracy over every sample, once, whatever the number of ranks."""
     was_training = model.training
     model.eval()
-    sums = np.zeros(3)
+    sums = Tally()
     for images, labels in loader:
         scores = model(images)
-        total = loss_fn(scores, labels).total.item()
-        right = (scores.argmax(1) == labels).sum().item()
-        sums += total, right, len(labels)
-    model.communicator.all_reduce(sums)
+        right = (scores.argmax(1) == labels).sum()
+        sums.add(loss_fn(scores, labels).total, right, len(labels))
+    total = model.communicator.all_reduce(sums.look())
     model.train(was_training)
-    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+    return float(total[0] / total[2]), float(total[1] / total[2])
