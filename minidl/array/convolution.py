@@ -133,7 +133,7 @@ def conv_weight_gradient(
     if not out.size:
         return out
     if xp is not np:
-        out[...] = columns.weight_gradient(gy, x, w_shape, *geometry)
+        columns.weight_gradient(gy, x, out, *geometry)
         return out
     wide = np.empty(w_shape, np.float32) if _is_half(out) else out
     gy, x = _wide(gy), _wide(x)
