@@ -1,0 +1,180 @@
+"""Plans for cuDNN's convolutions, made once for each shape, type and layout.
+
+A plan is made before a CUDA graph is captured; to run it is one launch, which can be
+captured. Those that could give another sum in another run, or add halves to halves,
+are left out; under `set_float32_matmul_precision("highest")`, those that round float32,
+too. NVIDIA, *cuDNN Frontend API*, "Convolutions".
+"""
+
+import os
+from functools import cache
+from math import prod
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy
+
+from .device import Array, bfloat16, cupy_module
+from .errors import DeviceError
+from .precision import tf32
+
+TYPES = {numpy.dtype("float32"): "FLOAT", numpy.dtype("float16"): "HALF"}
+TYPES |= {} if bfloat16 is None else {numpy.dtype(bfloat16): "BFLOAT16"}
+_plans: dict[tuple, "Plan | None"] = {}
+_handles: dict[tuple[int, int], int] = {}  # by device and stream
+
+
+class Case(NamedTuple):
+    """What a plan is made for; the shapes have two spatial dimensions or three."""
+
+    kind: str  # "forward", "input_gradient" or "weight_gradient"
+    dtype: numpy.dtype
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    y: tuple[int, ...]
+    channels_last: tuple[bool, bool]  # of x and of y, in memory
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    bias: bool
+    exact: bool  # no rounding to TF32
+
+
+class Plan(NamedTuple):
+    """A graph that is ready to run: its tensors are 1, 2, 3, the result last."""
+
+    graph: object
+    workspace: int  # bytes
+
+
+@cache
+def frontend() -> ModuleType | None:
+    """NVIDIA's package; None where it or cuDNN is missing, or MINIDL_CUDNN is 0."""
+    if os.environ.get("MINIDL_CUDNN", "1") == "0":
+        return None
+    try:
+        import cudnn
+
+        cudnn.backend_version()
+    except (ImportError, OSError, RuntimeError, AssertionError):
+        return None
+    return cudnn
+
+
+def plan_for(kind, array, x, w, y, last, window, bias) -> Plan | None:
+    """The plan for these shapes, made where there is none; None where cuDNN has none.
+
+    RuntimeError where it would have to be made while a stream is capturing.
+    """
+    missing = (1,) * (4 - len(x))  # one dimension is two, the first of size 1
+    x, w, y = ((*shape[:2], *missing, *shape[2:]) for shape in (x, w, y))
+    stride, dilation = ((*missing, *values) for values in (window[0], window[2]))
+    padding = (*(0 for _ in missing), *window[1])
+    exact = not tf32()
+    sizes = x, w, y, last, stride, padding, dilation
+    case = Case(kind, array.dtype, *sizes, bias is not None, exact)
+    key = array.device.id, case
+    if key not in _plans:
+        if cupy_module().cuda.get_current_stream().is_capturing():
+            raise RuntimeError(
+                "a convolution of new shapes cannot be captured: run the step once "
+                "before capturing it"
+            )
+        with array.device:
+            _plans[key] = build(case, handle=_handle())
+    return _plans[key]
+
+
+def build(case: Case, **device) -> Plan | None:
+    """Plan a convolution; None where cuDNN has no way to do it.
+
+    `device` is what the plan is for: a handle, or a description of a device.
+    """
+    cudnn = frontend()
+    kind, types = getattr(cudnn.data_type, TYPES[case.dtype]), cudnn.data_type
+    graph = cudnn.pygraph(
+        io_data_type=kind,
+        intermediate_data_type=types.FLOAT,
+        compute_data_type=types.FLOAT,
+        **device,
+    )
+
+    def tensor(uid, shape, last):
+        made = graph.tensor(
+            name=f"t{uid}",
+            dim=list(shape),
+            stride=_strides(shape, last),
+            data_type=kind,
+        )
+        made.set_uid(uid)
+        return made
+
+    x_last, y_last = case.channels_last
+    window = {name: list(getattr(case, name)) for name in case._fields[6:9]}
+    try:
+        if case.kind == "forward":
+            image, weight = tensor(1, case.x, x_last), tensor(2, case.w, False)
+            result = graph.conv_fprop(image=image, weight=weight, **window)
+            shape, last = case.y, y_last
+            if case.bias:
+                bias = tensor(3, (1, case.w[0], *(1 for _ in case.stride)), False)
+                result = graph.bias(name="bias", input=result, bias=bias)
+        elif case.kind == "input_gradient":
+            loss, weight = tensor(1, case.y, y_last), tensor(2, case.w, False)
+            result = graph.conv_dgrad(loss=loss, filter=weight, **window)
+            shape, last = case.x, x_last
+        else:
+            image, loss = tensor(1, case.x, x_last), tensor(2, case.y, y_last)
+            result = graph.conv_wgrad(image=image, loss=loss, **window)
+            shape, last = case.w, False
+        result.set_output(True).set_dim(list(shape)).set_stride(_strides(shape, last))
+        result.set_data_type(kind).set_uid(3 + case.bias)
+        graph.validate()
+        graph.build_operation_graph()
+        modes = cudnn.heur_mode
+        graph.create_execution_plans([modes.A, modes.FALLBACK])
+        graph.deselect_numeric_notes(_unwanted(cudnn.numerical_note, case))
+        graph.check_support()
+        graph.build_plans()
+    except cudnn.cudnnGraphNotSupportedError:
+        return None
+    return Plan(graph, graph.get_workspace_size())
+
+
+def _unwanted(notes, case: Case) -> list:
+    unwanted = [notes.NONDETERMINISTIC, notes.REDUCED_PRECISION_REDUCTION]
+    if case.exact and case.dtype == numpy.float32:
+        unwanted += [notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS]
+    return unwanted
+
+
+def run(plan: Plan, *arrays: Array) -> None:
+    """Launch on the current stream; DeviceError where cuDNN fails."""
+    cupy = cupy_module()
+    with arrays[0].device:
+        workspace = cupy.empty(plan.workspace, "uint8")
+        pointers = {uid: array.data.ptr for uid, array in enumerate(arrays, 1)}
+        try:
+            plan.graph.execute(pointers, workspace.data.ptr, handle=_handle())
+        except RuntimeError as error:
+            raise DeviceError(f"cuDNN's convolution failed: {error}") from error
+
+
+def _handle() -> int:
+    """The handle of the current device's current stream, which it never leaves."""
+    cupy, cudnn = cupy_module(), frontend()
+    stream = cupy.cuda.get_current_stream().ptr
+    key = cupy.cuda.runtime.getDevice(), stream
+    if key not in _handles:
+        _handles[key] = cudnn.create_handle()
+        cudnn.set_stream(handle=_handles[key], stream=stream)
+    return _handles[key]
+
+
+def _strides(shape, last: bool) -> list[int]:
+    """In elements, of a dense array with the channels second or last in memory."""
+    order = (0, *range(2, len(shape)), 1) if last else range(len(shape))
+    strides, inner = [0] * len(shape), list(order)
+    for position, axis in enumerate(inner):
+        strides[axis] = prod(shape[a] for a in inner[position + 1 :])
+    return strides
