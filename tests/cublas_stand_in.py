@@ -1,4 +1,4 @@
-"""cuBLAS's functions on the memory of the host: what stands in for the library.
+"""cuBLAS's functions on the stand-in's memory: what stands in for the library.
 
 The prototypes are copied from cublas_api.h, not from minidl. Matrices lie in columns,
 as cuBLAS has them; what it would refuse is refused with its own status. The
@@ -6,14 +6,20 @@ arithmetic is NumPy's in float64, so a test sees mistakes of layout, not of roun
 """
 
 import ctypes
+import traceback
 from ctypes import POINTER, c_int, c_int64, c_longlong, c_size_t, c_void_p
 
 import numpy as np
+from stand_in_cuda import enqueue, stream_of
+from stand_in_memory import memory_at
 
+from minidl.array import cublas
 from minidl.array.device import bfloat16
 
-SUCCESS, NOT_INITIALIZED, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 7, 15
-NAMES = {0: "SUCCESS", 1: "NOT_INITIALIZED", 7: "INVALID_VALUE", 15: "NOT_SUPPORTED"}
+SUCCESS, NOT_INITIALIZED, INVALID_VALUE = 0, 1, 7
+EXECUTION_FAILED, NOT_SUPPORTED = 13, 15
+NAMES = {1: "NOT_INITIALIZED", 7: "INVALID_VALUE", 13: "EXECUTION_FAILED"}
+NAMES |= {15: "NOT_SUPPORTED"}
 TYPES = {0: np.float32, 1: np.float64, 2: np.float16}
 TYPES |= {} if bfloat16 is None else {14: bfloat16}
 # compute type: what A and B may be, what C may be, the type of alpha and beta
@@ -46,19 +52,17 @@ class Handle:
 
 
 class Library:
-    """In the place of ctypes.CDLL; `calls` has the name and compute type of each
-    product, `handles` what was made. `launch`, where it is set, is given each product
-    as a function instead of it being run at once."""
+    """In the place of ctypes.CDLL; `calls` has (single or stack, compute type, stream)
+    of each product, `handles` what was made."""
 
     def __init__(self):
         self.handles: dict[int, Handle] = {}
         self.calls: list[tuple] = []
-        self.launch = None
         for name, types in PROTOTYPES.items():
             kind = ctypes.CFUNCTYPE(c_int, *types)
             setattr(self, name, kind(getattr(self, name.split("_")[0][6:].lower())))
-        self._texts = {n: f"CUBLAS_STATUS_{text}" for n, text in NAMES.items()}
-        self.cublasGetStatusName = lambda n: self._texts[n].encode()
+        texts = {n: f"CUBLAS_STATUS_{text}" for n, text in NAMES.items()}
+        self.cublasGetStatusName = lambda n: texts[n].encode()
 
     def create(self, place):
         place[0] = 4096 + 16 * len(self.handles)
@@ -120,26 +124,57 @@ class Library:
         self.calls.append((name, compute, known.stream))
         scalar = ctypes.c_double if compute == 70 else ctypes.c_float
         factors = [scalar.from_address(x).value for x in (alpha, beta)]
-
-        def product():
-            x, y, z = (
+        try:
+            found = [
                 seen(*matrix, shape, count[0])
                 for matrix, shape in zip((a, b, c), shapes, strict=True)
-            )
-            x = x.swapaxes(1, 2) if turned_a else x
-            y = y.swapaxes(1, 2) if turned_b else y
-            total = factors[0] * (x.astype(float) @ y.astype(float))
-            z[...] = total if factors[1] == 0 else total + factors[1] * z.astype(float)
-
-        product() if self.launch is None else self.launch(product)
+            ]
+            multiply(known.stream, found, (turned_a, turned_b), *factors)
+        except Exception:  # it would be lost on its way through C
+            traceback.print_exc()
+            return EXECUTION_FAILED
         return SUCCESS
 
 
+def multiply(stream, matrices, turned, alpha, beta) -> None:
+    """Enqueue c = alpha a b + beta c; c is not read where beta is 0."""
+    (x, y, z), whole = [array for _, array in matrices], matrices
+    x, y = (
+        a.swapaxes(1, 2) if turn else a for a, turn in zip((x, y), turned, strict=True)
+    )
+
+    def product():
+        total = alpha * (x.astype(float) @ y.astype(float))
+        z[...] = total if beta == 0 else total + beta * z.astype(float)
+
+    enqueue("gemm", product, whole[:2], whole[2:], stream_of(stream))
+
+
 def seen(pointer, kind, ld, step, shape, count):
-    """The matrices in columns at a place in memory: (count, rows, columns)."""
-    dtype = np.dtype(TYPES[kind])
-    rows, columns = shape
-    elements = (count - 1) * step + (columns - 1) * ld + rows
-    memory = (ctypes.c_char * (elements * dtype.itemsize)).from_address(pointer)
+    """(memory, matrices in columns (count, rows, columns)) at a place on the device."""
+    dtype, memory = np.dtype(TYPES[kind]), memory_at(pointer)
     strides = [n * dtype.itemsize for n in (step, 1, ld)]
-    return np.ndarray((count, rows, columns), dtype, memory, 0, strides)
+    place = pointer - memory.ptr
+    return memory, np.ndarray((count, *shape), dtype, memory.bytes, place, strides)
+
+
+_kept: list = []
+
+
+def install() -> None:
+    """Put a new Library where minidl looks for cuBLAS."""
+    _kept.append(cublas.library)
+    library = Library()
+    cublas.library = lambda: library
+    forget()
+
+
+def remove() -> None:
+    """Undo install."""
+    cublas.library = _kept.pop()
+    forget()
+
+
+def forget() -> None:
+    cublas._function.cache_clear()
+    cublas._handles.clear()

@@ -72,13 +72,15 @@ def near(got, want, dtype):
     st.booleans(),
     st.booleans(),
 )
-def test_products(gpu, stack, sizes, first, second, dtype, given_out, wide, accumulate):
+def test_products(
+    stand_in, stack, sizes, first, second, dtype, given_out, wide, accumulate
+):
     m, k, n = sizes
     if 0 in stack and "one for all" in (first, second):
         return
     kind = bfloat16 if dtype == "bfloat16" else dtype
     a, b = numbers(0, (*stack, m, k), kind), numbers(1, (*stack, k, n), kind)
-    a, b = lying(gpu.cupy, a, first), lying(gpu.cupy, b, second)
+    a, b = lying(stand_in.cupy, a, first), lying(stand_in.cupy, b, second)
     want = np.matmul(a.get().astype(float), b.get().astype(float))
     if given_out is None:
         got = matmul(a, b)
@@ -90,37 +92,37 @@ def test_products(gpu, stack, sizes, first, second, dtype, given_out, wide, accu
         before[...] = np.nan
     else:
         want = want + before.astype(float)
-    out = lying(gpu.cupy, before, given_out)
+    out = lying(stand_in.cupy, before, given_out)
     got = matmul(a, b, out, accumulate=accumulate)
     assert got is out and near(out, want, dtype if made == kind else "float32")
 
 
-def test_stacks_broadcast_without_copies(gpu):
+def test_stacks_broadcast_without_copies(stand_in):
     a, b = numbers(0, (4, 3, 5, 2), "f8"), numbers(1, (3, 2, 6), "f8")
-    x, y = gpu.cupy.asarray(a), gpu.cupy.asarray(b)
+    x, y = stand_in.cupy.asarray(a), stand_in.cupy.asarray(b)
     assert near(matmul(x, y), a @ b, "float64")
-    with mock.patch.object(gpu.cupy, "ascontiguousarray", None):
-        one = matmul(x, gpu.cupy.asarray(b[0]))
+    with mock.patch.object(stand_in.cupy, "ascontiguousarray", None):  # no copies
+        one = matmul(x, stand_in.cupy.asarray(b[0]))
         turned = matmul(x.swapaxes(2, 3), x)
         vectors = matmul(x[:, :, :, :1], x[:, :, :1])
     assert near(one, a @ b[0], "float64")
     assert near(turned, a.swapaxes(2, 3) @ a, "float64")
     assert near(vectors, a[:, :, :, :1] @ a[:, :, :1], "float64")
-    assert [call[0] for call in gpu.library.calls] == ["stack"] * 4
+    assert [call[0] for call in cublas.library().calls] == ["stack"] * 4
 
 
-def test_an_operand_may_be_the_result(gpu):
+def test_an_operand_may_be_the_result(stand_in):
     a = numbers(0, (4, 4), "f8")
-    x, want = gpu.cupy.asarray(a), a @ a
+    x, want = stand_in.cupy.asarray(a), a @ a
     assert matmul(x, x, x) is x and near(x, want, "float64")
 
 
-def test_rows_and_types_of_a_call(gpu, exact):
+def test_rows_and_types_of_a_call(stand_in, exact):
     def compute(dtype):
-        gpu.library.calls.clear()
-        x = gpu.cupy.ones((2, 2), dtype)
+        cublas.library().calls.clear()
+        x = stand_in.cupy.ones((2, 2), dtype)
         matmul(x, x)
-        ((name, kind, _),) = gpu.library.calls
+        ((name, kind, _),) = cublas.library().calls
         assert name == "single"
         return kind
 
@@ -133,22 +135,23 @@ def test_rows_and_types_of_a_call(gpu, exact):
         md.set_float32_matmul_precision("tf32")
 
 
-def test_integers_are_left_to_cupy(gpu):
-    x = gpu.cupy.arange(6).reshape(2, 3)
+def test_integers_are_left_to_cupy(stand_in):
+    x = stand_in.cupy.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(matmul(x, x.T).get(), [[5, 14], [14, 50]])
-    assert not gpu.library.calls
+    assert not cublas.library().calls
 
 
-def test_a_handle_for_each_stream(gpu):
-    x = gpu.cupy.ones((2, 2), "f4")
+def test_a_handle_for_each_stream(stand_in):
+    x = stand_in.cupy.ones((2, 2), "f4")
     matmul(x, x)
-    other = gpu.cupy.cuda.Stream(non_blocking=True)
+    other = stand_in.cupy.cuda.Stream(non_blocking=True)
+    stand_in.cupy.cuda.Device().synchronize()
     with other:
         matmul(x, x)
         matmul(x, x)
     matmul(x, x)
-    first, second = gpu.library.handles.values()
-    assert [call[2] for call in gpu.library.calls] == [
+    first, second = cublas.library().handles.values()
+    assert [call[2] for call in cublas.library().calls] == [
         first.stream,
         other.ptr,
         other.ptr,
@@ -159,16 +162,40 @@ def test_a_handle_for_each_stream(gpu):
     assert first.mode == second.mode == 16
 
 
-def test_failures_are_named(gpu):
-    x = gpu.cupy.ones((2, 2), "f4")
+def test_a_graph_captures_products(stand_in):
+    a, b = numbers(0, (3, 4), "f4"), numbers(1, (4, 5), "f4")
+    x, y = stand_in.cupy.asarray(a), stand_in.cupy.asarray(b)
+    stream = stand_in.cupy.cuda.Stream(non_blocking=True)
+    stand_in.cupy.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="run the step once on this stream"):
+            matmul(x, y)
+        stream.end_capture()
+        matmul(x, y)
+        stream.begin_capture()
+        z = matmul(x, y)
+        matmul(z, y.T, x)
+        graph = stream.end_capture()
+        stand_in.syncs.clear()
+        graph.launch()
+        graph.launch()
+        assert not stand_in.syncs
+        want = a @ b
+        assert near(z, want @ b.T @ b, "float32")
+        assert near(x, want @ b.T @ b @ b.T, "float32")
+
+
+def test_failures_are_named(stand_in):
+    x = stand_in.cupy.ones((2, 2), "f4")
     matmul(x, x)
-    for known in gpu.library.handles.values():
+    for known in cublas.library().handles.values():
         known.workspace = None
     with pytest.raises(DeviceError, match="cublasGemmEx_64 .*NOT_INITIALIZED"):
         matmul(x, x)
     for a, b, out in [((2, 3), (2, 3), None), ((2, 3), (3, 2), (2, 3))]:
-        a, b = gpu.cupy.ones(a), gpu.cupy.ones(b)
-        out = None if out is None else gpu.cupy.ones(out)
+        a, b = stand_in.cupy.ones(a), stand_in.cupy.ones(b)
+        out = None if out is None else stand_in.cupy.ones(out)
         with pytest.raises(ValueError, match="they do not fit"):
             matmul(a, b, out)
 

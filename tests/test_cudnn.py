@@ -64,7 +64,10 @@ def test_every_convolution_has_a_plan(h200, name):
     y = output_shape(x, w, *window, x[1] // w[1])
     for kind in ("forward", "input_gradient", "weight_gradient"):
         for dtype in TYPES:
-            for last in ((False, False), (True, True)):
+            layouts = [(False, False), (True, True)]
+            if kind == "weight_gradient":
+                layouts += [(False, True), (True, False)]
+            for last in layouts:
                 for bias in {False, kind == "forward"}:
                     for exact in {False, dtype == np.float32}:
                         case = Case(kind, dtype, x, w, y, last, *window, bias, exact)

@@ -180,7 +180,7 @@ def handle(cupy) -> int:
 def _made(cupy, stream) -> tuple:
     """(a new handle for this stream, its workspace, kept for as long)."""
     made = ctypes.c_void_p()
-    memory = cupy.cuda.MemoryPointer(cupy.cuda.Memory(WORKSPACE_BYTES), 0)
+    memory = cupy.get_default_memory_pool().malloc(WORKSPACE_BYTES)  # not a graph's
     call("cublasCreate_v2", ctypes.byref(made))
     call("cublasSetStream_v2", made, stream.ptr)  # before the workspace: it resets it
     call("cublasSetWorkspace_v2", made, memory.ptr, WORKSPACE_BYTES)
