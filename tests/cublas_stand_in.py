@@ -13,7 +13,7 @@ import numpy as np
 from stand_in_cuda import enqueue, stream_of
 from stand_in_memory import memory_at
 
-from minidl.array import cublas
+from minidl.array import cublas, cudnn_plans
 from minidl.array.device import bfloat16
 
 SUCCESS, NOT_INITIALIZED, INVALID_VALUE = 0, 1, 7
@@ -152,29 +152,32 @@ def multiply(stream, matrices, turned, alpha, beta) -> None:
 
 def seen(pointer, kind, ld, step, shape, count):
     """(memory, matrices in columns (count, rows, columns)) at a place on the device."""
-    dtype, memory = np.dtype(TYPES[kind]), memory_at(pointer)
+    dtype, (rows, columns) = np.dtype(TYPES[kind]), shape
+    elements = (count - 1) * step + (columns - 1) * ld + rows
+    memory, place = memory_at(pointer, elements * dtype.itemsize)
     strides = [n * dtype.itemsize for n in (step, 1, ld)]
-    place = pointer - memory.ptr
-    return memory, np.ndarray((count, *shape), dtype, memory.bytes, place, strides)
+    return memory, np.ndarray((count, *shape), dtype, place.data, 0, strides)
 
 
 _kept: list = []
 
 
 def install() -> None:
-    """Put a new Library where minidl looks for cuBLAS."""
-    _kept.append(cublas.library)
+    """Put a new Library where minidl looks for cuBLAS, and no cuDNN beside it."""
+    _kept[:] = cublas.library, cudnn_plans.frontend
     library = Library()
-    cublas.library = lambda: library
+    cublas.library, cudnn_plans.frontend = lambda: library, lambda: None
     forget()
 
 
 def remove() -> None:
     """Undo install."""
-    cublas.library = _kept.pop()
+    cublas.library, cudnn_plans.frontend = _kept
     forget()
 
 
 def forget() -> None:
+    """What minidl keeps of a library."""
     cublas._function.cache_clear()
-    cublas._handles.clear()
+    for kept in (cublas._handles, cudnn_plans._plans, cudnn_plans._handles):
+        kept.clear()

@@ -76,10 +76,11 @@ class Tensor:
     def touched(self, pointer):
         """(memory, array) of what lies there."""
         assert pointer % 16 == 0 and type(pointer) is int
-        memory, dtype = memory_at(pointer), np.dtype(self.data_type)
+        dtype = np.dtype(self.data_type)
+        last = sum((n - 1) * step for n, step in zip(self.dim, self.stride, strict=True))
+        memory, place = memory_at(pointer, (last + 1) * dtype.itemsize)
         strides = [n * dtype.itemsize for n in self.stride]
-        place = pointer - memory.ptr
-        return memory, np.ndarray(self.dim, dtype, memory.bytes, place, strides)
+        return memory, np.ndarray(self.dim, dtype, place.data, 0, strides)
 
 
 class pygraph:
@@ -134,7 +135,7 @@ class pygraph:
 
     def execute(self, pointers, workspace, handle):
         assert len(self.done) == len(STEPS.split()) and self.result.output
-        assert memory_at(workspace).size >= WORKSPACE
+        assert memory_at(workspace, WORKSPACE)
         more = [] if self.bias_of is None else [self.bias_of]
         tensors = [*self.inputs, *more, self.result]
         assert {t.uid for t in tensors} == set(pointers)

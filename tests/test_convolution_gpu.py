@@ -37,9 +37,6 @@ PAIRS += [(name, "float32") for name in CASES if name != "2-d"]
 def frontend(stand_in, monkeypatch):
     """cuDNN, or what stands in for it."""
     monkeypatch.setattr(cudnn_plans, "frontend", lambda: cudnn_stand_in)
-    monkeypatch.setattr(cudnn, "frontend", lambda: cudnn_stand_in)
-    monkeypatch.setattr(cudnn_plans, "_plans", {})
-    monkeypatch.setattr(cudnn_plans, "_handles", {})
     cudnn_stand_in.graphs.clear()
     yield cudnn_stand_in
     set_float32_matmul_precision("highest")

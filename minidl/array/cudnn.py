@@ -6,7 +6,8 @@ where cuDNN cannot do it: in float64, on a CPU, without the extra `cudnn`, with
 in memory, and the result lies as the input does.
 """
 
-from .cudnn_plans import TYPES, frontend, plan_for, run
+from . import cudnn_plans
+from .cudnn_plans import TYPES, plan_for, run
 from .device import Array, cupy_module
 
 ALIGNMENT = 16  # bytes, which every plan takes for granted
@@ -62,7 +63,7 @@ def weight_gradient(gy, x, out, stride, padding, dilation, groups) -> bool:
 
 def version() -> str | None:
     """The versions in use, or None where cuDNN is not used."""
-    cudnn = frontend()
+    cudnn = cudnn_plans.frontend()
     if cudnn is None:
         return None
     return f"{cudnn.backend_version_string()} (frontend {cudnn.__version__})"
@@ -71,7 +72,7 @@ def version() -> str | None:
 def _takes(*arrays: Array) -> bool:
     """Whether these are for cuDNN: not empty, of its types, of at most 3 dimensions."""
     good = all(array.size and array.dtype in TYPES for array in arrays)
-    return good and arrays[0].ndim <= 5 and frontend() is not None
+    return good and arrays[0].ndim <= 5 and cudnn_plans.frontend() is not None
 
 
 def _lying(array: Array, may_be_last: bool = True) -> tuple[Array, bool]:
