@@ -77,7 +77,8 @@ class Tensor:
         """(memory, array) of what lies there."""
         assert pointer % 16 == 0 and type(pointer) is int
         dtype = np.dtype(self.data_type)
-        last = sum((n - 1) * step for n, step in zip(self.dim, self.stride, strict=True))
+        steps = zip(self.dim, self.stride, strict=True)
+        last = sum((n - 1) * step for n, step in steps)
         memory, place = memory_at(pointer, (last + 1) * dtype.itemsize)
         strides = [n * dtype.itemsize for n in self.stride]
         return memory, np.ndarray(self.dim, dtype, place.data, 0, strides)
