@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minidl as md
+from minidl import nn, optim
 from minidl.array import cublas
 from minidl.array.device import bfloat16
 from minidl.array.errors import DependencyError, DeviceError
 from minidl.array.matmul import matmul
+from minidl.nn import functional as F
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
 FLOATS = ["float64", "float32", "float16", *([] if bfloat16 is None else ["bfloat16"])]
@@ -228,3 +230,23 @@ def test_functions_of_the_library():
     library.cublasGetStatusName.restype = ctypes.c_char_p
     assert library.cublasGetStatusName(7) == b"CUBLAS_STATUS_INVALID_VALUE"
     cublas.library.cache_clear()
+
+
+def test_gradients_are_added_up_where_they_lie(stand_in):
+    weight = nn.Parameter(numbers(0, (3, 4), "f4"))
+    on_gpu = nn.Parameter(stand_in.cupy.asarray(weight.data))
+    for p in (weight, on_gpu):
+        optim.SGD([p], lr=1)
+        x = md.tensor(numbers(1, (5, 4), "f4")).to(p.device)
+        stand_in.launches.clear()
+        for times in (1, 2):
+            F.linear(x, p).sum().backward()
+            want = times * x.numpy().astype(float).sum(0)
+            assert near(
+                stand_in.cupy.asarray(p.grad.numpy()),
+                want + 0 * weight.numpy(),
+                "float32",
+            )
+            assert p.grad.data is p.gradient_view
+    assert stand_in.launches.count("gemm") == 4
+    assert "add" not in stand_in.launches
