@@ -202,6 +202,20 @@ def test_failures_are_named(stand_in):
             matmul(a, b, out)
 
 
+def test_arrays_on_two_devices_are_refused():
+    stand_in = pytest.importorskip("stand_in")
+    stand_in.install(devices=2)
+    try:
+        with stand_in.cupy.cuda.Device(1):
+            there = stand_in.cupy.ones((2, 2))
+        here = stand_in.cupy.ones((2, 2))
+        assert matmul(there, there).device.id == 1
+        with pytest.raises(DeviceError, match="on cuda:0 and cuda:1"):
+            matmul(here, there)
+    finally:
+        stand_in.remove()
+
+
 def test_types_are_those_of_the_header():
     assert cublas._ARGUMENTS.keys() == PROTOTYPES.keys()
     for name, ours in cublas._ARGUMENTS.items():

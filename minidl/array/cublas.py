@@ -10,6 +10,7 @@ and an operand in columns costs nothing. NVIDIA, *cuBLAS Library*, sections 2.4 
 import ctypes
 from functools import cache
 from itertools import pairwise
+from math import prod
 
 import numpy
 
@@ -70,12 +71,20 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool) -> Array:
     RuntimeError where a stream that is capturing has multiplied nothing before;
     DeviceError, with cuBLAS's own name for it, where cuBLAS fails.
     """
-    stack = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    stack = a.shape[:-2]
+    if stack != b.shape[:-2]:
+        stack = numpy.broadcast_shapes(stack, b.shape[:-2])
     shape = (*stack, a.shape[-2], b.shape[-1])
     if a.shape[-1] != b.shape[-2] or (out is not None and out.shape != shape):
         given = f"{a.shape} and {b.shape}"
         given += "" if out is None else f" into {out.shape}"
         raise ValueError(f"matrix product of shapes {given}: they do not fit")
+    places = {x.data.device_id for x in (a, b, out) if x is not None and x.size}
+    if len(places) > 1:
+        raise DeviceError(
+            f"a matrix product needs its arrays on one device, got them on "
+            f"{' and '.join(f'cuda:{n}' for n in sorted(places))}"
+        )
     cupy = cupy_module()
     with a.device:
         if out is None:
@@ -85,11 +94,8 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool) -> Array:
         else:
             target = out.copy() if accumulate else cupy.empty(shape, out.dtype)
         if out.size and a.shape[-1]:
-            a, b = (
-                _lying(cupy, cupy.broadcast_to(x, (*stack, *x.shape[-2:])))
-                for x in (a, b)
-            )
-            _multiply(cupy, a, b, target, accumulate)
+            left, right = _lying(cupy, a, stack), _lying(cupy, b, stack)
+            _multiply(cupy, left, right, target, accumulate)
         elif not accumulate:
             target.fill(0)
         if target is not out:
@@ -97,16 +103,16 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool) -> Array:
     return out
 
 
-def _multiply(cupy, a: Array, b: Array, out: Array, accumulate: bool) -> None:
-    """One call; all three arrays have the same stack of matrices, and a layout."""
+def _multiply(cupy, left: tuple, right: tuple, out: Array, accumulate: bool) -> None:
+    """One call, for operands with their layouts and stacks of the same shape."""
+    (a, (lda, turned_a, step_a)), (b, (ldb, turned_b, step_b)) = left, right
     *stack, m, n = out.shape
-    (lda, turned_a, step_a), (ldb, turned_b, step_b) = _layout(a), _layout(b)
     ldc, _, step_c = _layout(out)
     compute = _COMPUTE_64F if a.dtype.itemsize == 8 else _COMPUTE_32F
     if a.dtype == numpy.float32 and tf32():
         compute = _COMPUTE_32F_TF32
     zero, one = _NUMBERS[compute]
-    kind, made, count = _TYPES[a.dtype], _TYPES[out.dtype], int(numpy.prod(stack))
+    kind, made, count = _TYPES[a.dtype], _TYPES[out.dtype], prod(stack)
     steps = ([step_b], [step_a], [step_c]) if count > 1 else ([], [], [])
     call(
         "cublasGemmStridedBatchedEx_64" if count > 1 else "cublasGemmEx_64",
@@ -122,9 +128,15 @@ def _multiply(cupy, a: Array, b: Array, out: Array, accumulate: bool) -> None:
     )
 
 
-def _lying(cupy, array: Array) -> Array:
-    """The array, copied where its matrices do not lie as cuBLAS can take them."""
-    return array if _layout(array) is not None else cupy.ascontiguousarray(array)
+def _lying(cupy, array: Array, stack: tuple) -> tuple:
+    """(the array as a stack of this shape, its layout); copied where it has none."""
+    if array.shape[:-2] != stack:
+        array = cupy.broadcast_to(array, (*stack, *array.shape[-2:]))
+    layout = _layout(array)
+    if layout is None:
+        array = cupy.ascontiguousarray(array)
+        layout = _layout(array)
+    return array, layout
 
 
 def _layout(array: Array) -> tuple[int, bool, int] | None:
