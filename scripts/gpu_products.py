@@ -20,6 +20,7 @@ from gpu_checks import (
 )
 
 from minidl.array import convolution, cudnn, cudnn_plans
+from minidl.array.device import to_numpy
 from minidl.array.matmul import matmul
 from minidl.array.precision import set_float32_matmul_precision
 from minidl.array.random import normal
@@ -50,6 +51,8 @@ def products(xp, quick: bool) -> Iterator[dict]:
                 with chosen(path):
                     label = f"{name} by {path}"
                     yield from compare_convolution(xp, label, np.dtype(dtype), *case)
+        with chosen(path):
+            yield from compare_relu(xp, path)
     if xp is not np:
         yield from captured(xp)
     yield from product_rates(xp, quick)
@@ -101,6 +104,22 @@ def compare_product(xp, name, dtype, a_shape, b_shape) -> Iterator[dict]:
         tolerance = TF32_ERROR if name == "TF32" else NORM[got.dtype.itemsize]
         error = norm_error(got, wanted)
         yield verdict(f"product {name}{label} {dtype}", error, tolerance)
+
+
+def compare_relu(xp, path: str) -> Iterator[dict]:
+    """A convolution that ends with a ReLU, and one of NaN."""
+    rng = np.random.default_rng(5)
+    dtype, geometry = np.dtype("float32"), ((1, 1), (1, 1), (1, 1), 1)
+    (x, x64), (w, w64) = (rounded(rng, s, dtype) for s in ((4, 8, 9, 9), (16, 8, 3, 3)))
+    b, b64 = rounded(rng, 16, dtype)
+    x[0, 0, 0, 0] = np.nan
+    there = map(xp.asarray, (x, w, b))
+    got = to_numpy(convolution.conv_forward(*there, *geometry, relu=True))
+    want = np.maximum(convolution.conv_forward(x64, w64, b64, *geometry), 0)
+    lost = np.count_nonzero(~np.isnan(got[0, :, :2, :2]))
+    yield verdict(f"conv with ReLU by {path}: NaN that is lost", float(lost), 0.0)
+    error = norm_error(got[1:], want[1:])
+    yield verdict(f"conv with ReLU by {path}", error, NORM[4])
 
 
 def captured(xp) -> Iterator[dict]:

@@ -89,6 +89,7 @@ class pygraph:
         assert intermediate_data_type == compute_data_type == np.float32
         assert handle in streams
         self.done, self.deselected, self.bias_of = [], [], None
+        self.rectified = False
         graphs.append(self)
 
     def tensor(self, dim, stride, data_type, name):
@@ -113,6 +114,11 @@ class pygraph:
     def bias(self, name, input, bias):
         assert input is self.result and input.dim is None
         self.bias_of = bias
+        return self.result
+
+    def relu(self, name, input):
+        assert input is self.result and input.dim is None
+        self.rectified = True
         return self.result
 
     def __getattr__(self, name):
@@ -156,6 +162,6 @@ class pygraph:
                 extra = [bias[0].astype(float).ravel() if bias else None]
                 extra = extra if self.kind == "forward" else []
                 made = function(*wide, *extra, out.shape, *self.window, groups)
-            out[...] = made
+            out[...] = np.maximum(made, 0) if self.rectified else made
 
         enqueue("cudnn", run, touched[:-1], touched[-1:], stream_of(streams[handle]))

@@ -76,6 +76,9 @@ def check(stand_in, case, dtype):
     without = conv_forward(x, w, None, *geometry)
     column = inputs[2].astype(float).reshape(-1, *(1,) * (x.ndim - 2))
     assert_near(without, y - column)
+    for bias, want in ((b, y), (None, y - column)):
+        got = conv_forward(x, w, bias, *geometry, relu=True)
+        assert_near(got, np.maximum(want, 0))
 
 
 @pytest.mark.parametrize("name, dtype", PAIRS)
@@ -131,7 +134,10 @@ def test_one_product_a_chunk_and_none_by_cupy(stand_in):
     with mock.patch.object(convolution_columns, "COLUMN_BYTES", 19 * image):
         stand_in.launches.clear()
         conv_forward(x, w, None, *geometry)
-    assert stand_in.launches == ["minidl_columns", "gemm", "minidl_swap"] * 2
+        assert stand_in.launches == ["minidl_columns", "gemm", "minidl_swap"] * 2
+        stand_in.launches.clear()
+        conv_forward(x, w, w[:, 0, 0, 0].copy(), *geometry, relu=True)
+    assert stand_in.launches[-6:] == ["minidl_columns", "gemm", "minidl_swap"] * 2
 
 
 def test_a_gradient_is_written_where_it_is_wanted(stand_in):
@@ -151,7 +157,7 @@ def test_cudnn(stand_in, frontend, name, dtype):
     stand_in.launches.clear()
     check(stand_in, CASES[name], dtype)
     kinds = [graph.kind for graph in frontend.graphs]
-    wanted = ["forward", "input_gradient", "weight_gradient", "forward"]
+    wanted = ["forward", "input_gradient", "weight_gradient", *["forward"] * 2]
     assert kinds == (wanted if dtype != "float64" else [])
     assert ("gemm" in stand_in.launches) == (dtype == "float64")
     for graph in frontend.graphs:

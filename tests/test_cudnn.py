@@ -68,7 +68,10 @@ def test_every_convolution_has_a_plan(h200, name):
             if kind == "weight_gradient":
                 layouts += [(False, True), (True, False)]
             for last in layouts:
-                for bias in {False, kind == "forward"}:
+                ends = [(False, False)]
+                if kind == "forward":
+                    ends += [(True, False), (True, True)]
+                for end in ends:
                     for exact in {False, dtype == np.float32}:
-                        case = Case(kind, dtype, x, w, y, last, *window, bias, exact)
+                        case = Case(kind, dtype, x, w, y, last, *window, *end, exact)
                         assert build(case, **h200) is not None, case

@@ -19,6 +19,7 @@ from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
 from minidl.array import cudnn
 from minidl.array.device import array_module
+from minidl.array.rectifier import rectify
 from minidl.array.windows import Array, Sizes, output_size
 
 
@@ -61,8 +62,12 @@ def conv_forward(
     padding: Sizes,
     dilation: Sizes,
     groups: int = 1,
+    relu: bool = False,
 ) -> Array:
-    """y = w * x + b, of shape `output_shape(...)`; ValueError as there."""
+    """y = w * x + b, of shape `output_shape(...)`; ValueError as there.
+
+    With `relu`, max(0, y), taken in the last pass where there is one.
+    """
     geometry = (stride, padding, dilation, groups)
     shape = output_shape(x.shape, w.shape, *geometry)
     _check_dtypes(x, w)
@@ -71,15 +76,17 @@ def conv_forward(
     xp = array_module(x)
     if not w.size:  # no channels, nothing to add up
         start = 0 if b is None else b.reshape(-1, *(1 for _ in stride))
-        return xp.zeros(shape, x.dtype) + start
+        y = xp.zeros(shape, x.dtype) + start
+        return rectify(out=y) if relu else y
     if xp is not np:
-        y = cudnn.forward(x, w, b, shape, *geometry)
-        return columns.forward(x, w, b, shape, *geometry) if y is None else y
+        y = cudnn.forward(x, w, b, shape, *geometry, relu)
+        return columns.forward(x, w, b, shape, *geometry, relu) if y is None else y
     bias = None if b is None else _wide(b)
     x, w, dtype = _wide(x), _wide(w), x.dtype
     y = sweep.forward(x, w, bias, shape, *geometry)
     if y is None:
         y = cpu.forward(x, w, bias, shape, *geometry)
+    y = rectify(out=y) if relu else y
     return y.astype(dtype, copy=False)
 
 

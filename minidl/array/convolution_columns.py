@@ -3,10 +3,10 @@
 Every window is copied into a column, and two matrices are multiplied, for a chunk of
 the batch at a time: weights (K, C * taps) and columns (C * taps, n * L). The columns
 and the product stay in a GPU's second-level cache; a last pass brings the product from
-(K, n * L) into images, adds the bias and rounds once. Rows of both matrices run along
-the rows of an image, as reads and writes of (N, C, *size) do. The groups of a
-convolution are a stack of such products. Half precision is summed in float32
-throughout. The functions are those of `convolution_cpu`.
+(K, n * L) into images, adds the bias, takes the ReLU and rounds once. Rows of both
+matrices run along the rows of an image, as reads and writes of (N, C, *size) do. The
+groups of a convolution are a stack of such products. Half precision is summed in
+float32 throughout. The functions are those of `convolution_cpu`.
 """
 
 from math import prod
@@ -15,13 +15,14 @@ import numpy as np
 
 from minidl.array.device import array_module
 from minidl.array.matmul import matmul
+from minidl.array.rectifier import rectify
 from minidl.array.windows import columns, images, swapped
 
 COLUMN_BYTES = 30 << 20  # of one product; a GPU's second-level cache holds it
 
 
-def forward(x, w, b, shape, stride, padding, dilation, groups):
-    """Y = W @ columns(x) + b; a kernel of one pixel needs no columns."""
+def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
+    """Y = W @ columns(x) + b, or max(0, Y); a kernel of one pixel needs no columns."""
     xp, window = array_module(x), (stride, padding, dilation)
     y, weights = xp.empty(shape, x.dtype), _by_group(w, groups)
     flat = _flat(y)
@@ -29,13 +30,13 @@ def forward(x, w, b, shape, stride, padding, dilation, groups):
         matmul(weights[0], _flat(x), flat)
         if b is not None:
             flat += b[:, None]
-        return y
+        return rectify(out=y) if relu else y
     for part in _chunks(x, w.shape, shape[2:]):
         made = columns(x[part], w.shape[2:], *window)
         made = made.reshape(groups, weights.shape[2], -1)
         rows = xp.empty((*weights.shape[:2], made.shape[2]), _wide(x))
         rows = matmul(weights, made, rows).reshape(shape[1], -1, flat.shape[2])
-        swapped(rows, b, flat[part])
+        swapped(rows, b, flat[part], relu)
     return y
 
 

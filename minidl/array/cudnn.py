@@ -9,23 +9,28 @@ in memory, and the result lies as the input does.
 from . import cudnn_plans
 from .cudnn_plans import TYPES, plan_for, run
 from .device import Array, cupy_module
+from .rectifier import rectify
 
 ALIGNMENT = 16  # bytes, which every plan takes for granted
 
 
-def forward(x, w, b, shape, stride, padding, dilation, groups) -> Array | None:
-    """y = w * x + b, or None."""
+def forward(
+    x, w, b, shape, stride, padding, dilation, groups, relu=False
+) -> Array | None:
+    """y = w * x + b, or max(0, y), or None."""
     if not _takes(x, w):
         return None
-    window = stride, padding, dilation
+    window, with_bias = (stride, padding, dilation), b is not None
     x, last = _lying(x)
-    plan = plan_for("forward", x, x.shape, w.shape, shape, (last, last), window, b)
+    # a graph of convolution and ReLU with no bias between them is none of cuDNN's own
+    ends = with_bias, relu and with_bias
+    plan = plan_for("forward", x, x.shape, w.shape, shape, (last, last), window, *ends)
     if plan is None:
         return None
     y = _empty(shape, x, last)
-    inputs = [x, _lying(w, False)[0]] + ([] if b is None else [_lying(b, False)[0]])
-    run(plan, *inputs, y)
-    return y
+    inputs = [_lying(array, False)[0] for array in (w, b) if array is not None]
+    run(plan, x, *inputs, y)
+    return rectify(out=y) if relu and not with_bias else y
 
 
 def input_gradient(gy, w, x_shape, stride, padding, dilation, groups) -> Array | None:
@@ -35,7 +40,7 @@ def input_gradient(gy, w, x_shape, stride, padding, dilation, groups) -> Array |
     window = stride, padding, dilation
     gy, last = _lying(gy)
     shapes = tuple(x_shape), w.shape, gy.shape
-    plan = plan_for("input_gradient", gy, *shapes, (last, last), window, None)
+    plan = plan_for("input_gradient", gy, *shapes, (last, last), window)
     if plan is None:
         return None
     gx = _empty(x_shape, gy, last)
@@ -50,7 +55,7 @@ def weight_gradient(gy, x, out, stride, padding, dilation, groups) -> bool:
     window = stride, padding, dilation
     (gy, gy_last), (x, x_last) = _lying(gy), _lying(x)
     shapes, last = (x.shape, out.shape, gy.shape), (x_last, gy_last)
-    plan = plan_for("weight_gradient", gy, *shapes, last, window, None)
+    plan = plan_for("weight_gradient", gy, *shapes, last, window)
     if plan is None:
         return False
     direct = out.dtype == x.dtype and out.flags.c_contiguous and _aligned(out)

@@ -37,6 +37,7 @@ class Case(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     bias: bool
+    relu: bool
     exact: bool  # no rounding to TF32
 
 
@@ -61,7 +62,7 @@ def frontend() -> ModuleType | None:
     return cudnn
 
 
-def plan_for(kind, array, x, w, y, last, window, bias) -> Plan | None:
+def plan_for(kind, array, x, w, y, last, window, bias=False, relu=False):
     """The plan for these shapes, made where there is none; None where cuDNN has none.
 
     RuntimeError where it would have to be made while a stream is capturing.
@@ -72,7 +73,7 @@ def plan_for(kind, array, x, w, y, last, window, bias) -> Plan | None:
     padding = (*(0 for _ in missing), *window[1])
     exact = not tf32()
     sizes = x, w, y, last, stride, padding, dilation
-    case = Case(kind, array.dtype, *sizes, bias is not None, exact)
+    case = Case(kind, array.dtype, *sizes, bias, relu, exact)
     key = array.device.id, case
     if key not in _plans:
         if cupy_module().cuda.get_current_stream().is_capturing():
@@ -119,6 +120,8 @@ def build(case: Case, **device) -> Plan | None:
             if case.bias:
                 bias = tensor(3, (1, case.w[0], *(1 for _ in case.stride)), False)
                 result = graph.bias(name="bias", input=result, bias=bias)
+            if case.relu:
+                result = graph.relu(name="relu", input=result)
         elif case.kind == "input_gradient":
             loss, weight = tensor(1, case.y, y_last), tensor(2, case.w, False)
             result = graph.conv_dgrad(loss=loss, filter=weight, **window)

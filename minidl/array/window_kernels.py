@@ -42,11 +42,11 @@ for (I a = 0; a < KD; ++a) for (I b = 0; b < KH; ++b) for (I k = 0; k < KW; ++k)
 y = (Y)sum;
 """
 _SWAP = """
-// y[a][b][l] = x[b][a][l] (+ bias[b])
+// y[a][b][l] = x[b][a][l] (+ bias[b]), or its ReLU; NaN stays NaN
 const I l = I(i) % length, ab = I(i) / length, b = ab % inner, a = ab / inner;
 S value = (S)x[(b * outer + a) * length + l];
 if (BIAS) value += (S)bias[b];
-y = (Y)value;
+y = (Y)(RELU && value <= S(0) ? S(0) : value);
 """
 
 
@@ -72,11 +72,12 @@ def images(x: Array, window: tuple, out: tuple, to: Array, row: int, image: int)
         kernel(cupy_module().ascontiguousarray(x), row, image, to)
 
 
-def swap(x: Array, bias: Array | None, to: Array) -> None:
-    """to (A, B, L) = x (B, A, L) with two dimensions exchanged, + bias (B)."""
+def swap(x: Array, bias: Array | None, to: Array, relu: bool) -> None:
+    """to (A, B, L) = x (B, A, L) with two dimensions exchanged, + bias (B); or
+    max(0, to)."""
     outer, inner, length = to.shape
     sums = "double" if x.dtype.itemsize == 8 else "float"
-    kernel = _swap_kernel(bias is not None, _index(to.size, x, to), sums)
+    kernel = _swap_kernel(bias is not None, relu, _index(to.size, x, to), sums)
     x = cupy_module().ascontiguousarray(x)
     with x.device:
         kernel(x, x if bias is None else bias, outer, inner, length, to)
@@ -110,11 +111,12 @@ def _kernel(name, shape, window, out, index, sums):
 
 
 @lru_cache(maxsize=16)
-def _swap_kernel(with_bias: bool, index: str, sums: str):
+def _swap_kernel(with_bias: bool, relu: bool, index: str, sums: str):
     return cupy_module().ElementwiseKernel(
         "raw X x, raw Z bias, int64 first, int64 second, int64 third",
         "Y y",
-        f"typedef {index} I; typedef {sums} S; const bool BIAS = {int(with_bias)};\n"
+        f"typedef {index} I; typedef {sums} S; const bool BIAS = {int(with_bias)}, "
+        f"RELU = {int(relu)};\n"
         f"const I outer = first, inner = second, length = third;{_SWAP}",
         "minidl_swap",
     )

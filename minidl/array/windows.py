@@ -13,6 +13,7 @@ import numpy as np
 
 from minidl.array import window_kernels
 from minidl.array.device import array_module, on_gpu
+from minidl.array.rectifier import rectify
 
 Array = Any
 Sizes = tuple[int, ...]
@@ -213,11 +214,11 @@ def _added_up(columns, window, to) -> None:
         to[(..., *read)] += columns[(slice(None), slice(None), *tap, *served)]
 
 
-def swapped(x: Array, bias: Array | None, to: Array) -> None:
-    """to (A, B, L) = x (B, A, L) with two dimensions exchanged, + bias (B)."""
+def swapped(x: Array, bias: Array | None, to: Array, relu: bool = False) -> None:
+    """to (A, B, L) = x (B, A, L) with two dimensions exchanged, + bias (B); or
+    max(0, to)."""
     if on_gpu(x):
-        window_kernels.swap(x, bias, to)
-    elif bias is None:
-        to[...] = x.swapaxes(0, 1)
-    else:
-        np.add(x.swapaxes(0, 1), bias[:, None], out=to, casting="same_kind")
+        window_kernels.swap(x, bias, to, relu)
+        return
+    x = x.swapaxes(0, 1) if bias is None else x.swapaxes(0, 1) + bias[:, None]
+    to[...] = rectify(out=x.copy()) if relu else x
