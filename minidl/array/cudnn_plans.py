@@ -76,12 +76,12 @@ def plan_for(kind, array, x, w, y, last, window, bias=False, relu=False):
     case = Case(kind, array.dtype, *sizes, bias, relu, exact)
     key = array.device.id, case
     if key not in _plans:
-        if cupy_module().cuda.get_current_stream().is_capturing():
-            raise RuntimeError(
-                "a convolution of new shapes cannot be captured: run the step once "
-                "before capturing it"
-            )
         with array.device:
+            if cupy_module().cuda.get_current_stream().is_capturing():
+                raise RuntimeError(
+                    "a convolution of new shapes cannot be captured: run the step once "
+                    "before capturing it"
+                )
             _plans[key] = build(case, handle=_handle())
     return _plans[key]
 
@@ -92,49 +92,17 @@ def build(case: Case, **device) -> Plan | None:
     `device` is what the plan is for: a handle, or a description of a device.
     """
     cudnn = frontend()
-    kind, types = getattr(cudnn.data_type, TYPES[case.dtype]), cudnn.data_type
+    types, modes = cudnn.data_type, cudnn.heur_mode
     graph = cudnn.pygraph(
-        io_data_type=kind,
+        io_data_type=getattr(types, TYPES[case.dtype]),
         intermediate_data_type=types.FLOAT,
         compute_data_type=types.FLOAT,
         **device,
     )
-
-    def tensor(uid, shape, last):
-        made = graph.tensor(
-            name=f"t{uid}",
-            dim=list(shape),
-            stride=_strides(shape, last),
-            data_type=kind,
-        )
-        made.set_uid(uid)
-        return made
-
-    x_last, y_last = case.channels_last
-    window = {name: list(getattr(case, name)) for name in case._fields[6:9]}
     try:
-        if case.kind == "forward":
-            image, weight = tensor(1, case.x, x_last), tensor(2, case.w, False)
-            result = graph.conv_fprop(image=image, weight=weight, **window)
-            shape, last = case.y, y_last
-            if case.bias:
-                bias = tensor(3, (1, case.w[0], *(1 for _ in case.stride)), False)
-                result = graph.bias(name="bias", input=result, bias=bias)
-            if case.relu:
-                result = graph.relu(name="relu", input=result)
-        elif case.kind == "input_gradient":
-            loss, weight = tensor(1, case.y, y_last), tensor(2, case.w, False)
-            result = graph.conv_dgrad(loss=loss, filter=weight, **window)
-            shape, last = case.x, x_last
-        else:
-            image, loss = tensor(1, case.x, x_last), tensor(2, case.y, y_last)
-            result = graph.conv_wgrad(image=image, loss=loss, **window)
-            shape, last = case.w, False
-        result.set_output(True).set_dim(list(shape)).set_stride(_strides(shape, last))
-        result.set_data_type(kind).set_uid(3 + case.bias)
+        _convolve(graph, case, getattr(types, TYPES[case.dtype]))
         graph.validate()
         graph.build_operation_graph()
-        modes = cudnn.heur_mode
         graph.create_execution_plans([modes.A, modes.FALLBACK])
         graph.deselect_numeric_notes(_unwanted(cudnn.numerical_note, case))
         graph.check_support()
@@ -142,6 +110,45 @@ def build(case: Case, **device) -> Plan | None:
     except cudnn.cudnnGraphNotSupportedError:
         return None
     return Plan(graph, graph.get_workspace_size())
+
+
+def _convolve(graph, case: Case, kind) -> None:
+    """Say to the graph what it is to compute."""
+
+    def tensor(uid, shape, channels_last):
+        strides = _strides(shape, channels_last)
+        made = graph.tensor(
+            name=f"t{uid}", dim=list(shape), stride=strides, data_type=kind
+        )
+        return made.set_uid(uid)
+
+    x_last, y_last = case.channels_last
+    last = {"x": x_last, "w": False, "y": y_last}
+    inputs, out = {
+        "forward": ("xw", "y"),
+        "input_gradient": ("yw", "x"),
+        "weight_gradient": ("xy", "w"),
+    }[case.kind]
+    first, second = (
+        tensor(uid, getattr(case, name), last[name])
+        for uid, name in enumerate(inputs, 1)
+    )
+    names = "stride", "padding", "dilation"
+    window = {name: list(getattr(case, name)) for name in names}
+    if case.kind == "forward":
+        result = graph.conv_fprop(image=first, weight=second, **window)
+        if case.bias:
+            bias = tensor(3, (1, case.w[0], *(1 for _ in case.stride)), False)
+            result = graph.bias(name="bias", input=result, bias=bias)
+        if case.relu:
+            result = graph.relu(name="relu", input=result)
+    elif case.kind == "input_gradient":
+        result = graph.conv_dgrad(loss=first, filter=second, **window)
+    else:
+        result = graph.conv_wgrad(image=first, loss=second, **window)
+    shape = getattr(case, out)
+    result.set_output(True).set_dim(list(shape)).set_stride(_strides(shape, last[out]))
+    result.set_data_type(kind).set_uid(3 + case.bias)
 
 
 def _unwanted(notes, case: Case) -> list:
@@ -176,8 +183,6 @@ def _handle() -> int:
 
 def _strides(shape, last: bool) -> list[int]:
     """In elements, of a dense array with the channels second or last in memory."""
-    order = (0, *range(2, len(shape)), 1) if last else range(len(shape))
-    strides, inner = [0] * len(shape), list(order)
-    for position, axis in enumerate(inner):
-        strides[axis] = prod(shape[a] for a in inner[position + 1 :])
-    return strides
+    order = [0, *range(2, len(shape)), 1] if last else list(range(len(shape)))
+    lengths = [shape[axis] for axis in order]
+    return [prod(lengths[order.index(axis) + 1 :]) for axis in range(len(shape))]
