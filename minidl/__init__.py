@@ -15,6 +15,10 @@ from minidl.array.dtypes import (
     int64,
     uint8,
 )
+from minidl.array.precision import (
+    get_float32_matmul_precision,
+    set_float32_matmul_precision,
+)
 from minidl.array.random import manual_seed
 from minidl.autograd import Tensor, enable_grad, is_grad_enabled, no_grad
 from minidl.ops.activation import relu, sigmoid, tanh

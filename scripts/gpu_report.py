@@ -111,7 +111,7 @@ def summary(name: str, rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-SHOWN = ("ms", "gb_per_s", "share_of_copy", "torch_ms", "times_torch")
+SHOWN = "ms gb_per_s share_of_copy tflop_per_s torch_ms times_torch".split()
 
 
 def share_of_tolerance(row: dict) -> float:

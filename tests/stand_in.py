@@ -24,6 +24,7 @@ import sys
 import types
 from types import SimpleNamespace
 
+import cublas_stand_in
 import cupy as real
 import cupyx as real_cupyx
 import numpy
@@ -200,6 +201,7 @@ def install(devices: int = 1) -> None:
     cuda.devices, memory.local.device = devices, 0
     reset()
     _switch(device.gpu_available, _here)
+    cublas_stand_in.install()
 
 
 def add_module(name: str, module) -> None:
@@ -212,6 +214,7 @@ def add_module(name: str, module) -> None:
 
 def remove() -> None:
     """Undo install."""
+    cublas_stand_in.remove()
     for name, module in _kept.pop("modules").items():
         sys.modules.pop(name)
         if module is not None:

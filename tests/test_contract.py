@@ -20,6 +20,7 @@ FUNCTIONS = """
     tril triu flip roll clone gather index_select scatter scatter_add masked_fill
     take_along_dim softmax log_softmax relu
 """.split()
+SETTINGS = "set_float32_matmul_precision get_float32_matmul_precision".split()
 METHODS = "view expand repeat contiguous".split()  # no functions in PyTorch
 CREATION = """
     tensor from_dlpack zeros ones full arange rand randn randint eye zeros_like
@@ -72,7 +73,7 @@ INIT = """
     kaiming_uniform_ kaiming_normal_ calculate_gain
 """.split()
 OURS = {  # place in PyTorch: where it is here, and what must be there
-    "": (md, FUNCTIONS + CREATION),
+    "": (md, FUNCTIONS + CREATION + SETTINGS),
     "Tensor": (md.Tensor, METHODS),
     "nn.functional": (F, LAYER_FUNCTIONS),
     "nn": (nn, LAYERS),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from minidl import nn
+from minidl.array import cudnn_plans
 from minidl.array.device import gpu_available
 from minidl.array.kernel import Kernel
 from minidl.autograd import Tensor
@@ -320,3 +321,44 @@ def test_names_of_cupy():
         for part in name.split("."):
             value = getattr(value, part)
         assert callable(value), name
+
+
+@pytest.fixture
+def few_products(scripts, monkeypatch):
+    """gpu_products, with little to do."""
+    import gpu_products
+
+    kept = {name: gpu_products.CONVOLUTIONS[name] for name in ("1x1", "dilated, 1-d")}
+    monkeypatch.setattr(gpu_products, "CONVOLUTIONS", kept)
+    monkeypatch.setattr(gpu_products, "QUICK_SIDE", 8)
+    monkeypatch.setattr(gpu_products, "CONV", (2, 2, 4))
+    return gpu_products
+
+
+def all_well(scripts, rows) -> None:
+    assert [row for row in rows if row["ok"] is False] == []
+    assert sum(row["ok"] is True for row in rows) > 40
+    assert all(row["tflop_per_s"] > 0 for row in rows if "ms" in row)
+    assert "tflop_per_s" in scripts.report.summary("products", rows)
+
+
+def test_products_are_compared(scripts, few_products, monkeypatch):
+    all_well(scripts, list(few_products.products(np, True)))
+    product = few_products.matmul
+    monkeypatch.setattr(few_products, "matmul", lambda *a, **k: product(*a, **k) * 1.1)
+    dtype, shapes = np.dtype("float16"), few_products.PRODUCTS["stacks"]
+    rows = few_products.compare_product(np, "p", dtype, *shapes)
+    assert not any(row["ok"] for row in rows)
+
+
+@pytest.mark.slow
+def test_products_are_compared_on_a_gpu(scripts, few_products, stand_in, monkeypatch):
+    import cudnn_stand_in
+
+    monkeypatch.setattr(cudnn_plans, "frontend", lambda: cudnn_stand_in)
+    rows = list(few_products.products(stand_in.cupy, True))
+    all_well(scripts, rows)
+    names = [row["name"] for row in rows]
+    for path in ("products", "cuDNN"):
+        assert f"a graph of products and convolutions by {path}, bit for bit" in names
+        assert sum(f" by {path}" in name for name in names) > 10

@@ -7,8 +7,9 @@ is computed is a cross-correlation,
     y[n, k, o] = b[k] + sum_{c, t} w[k, c, t] x[n, c, o * stride + t * dilation - p].
 
 This file chooses. `convolution_columns` is the lowering of the textbooks, which is what
-a GPU runs; `convolution_cpu` has the same three functions for NumPy, arranged so that
-everything stays in cache; `convolution_sweep` is compiled and goes first on a CPU.
+a GPU runs, unless it has `cudnn`; `convolution_cpu` has the same three functions for
+NumPy, arranged so that everything stays in cache; `convolution_sweep` is compiled and
+goes first on a CPU.
 """
 
 import numpy as np
@@ -16,7 +17,9 @@ import numpy as np
 from minidl.array import convolution_columns as columns
 from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
+from minidl.array import cudnn
 from minidl.array.device import array_module
+from minidl.array.rectifier import rectify
 from minidl.array.windows import Array, Sizes, output_size
 
 
@@ -59,8 +62,12 @@ def conv_forward(
     padding: Sizes,
     dilation: Sizes,
     groups: int = 1,
+    relu: bool = False,
 ) -> Array:
-    """y = w * x + b, of shape `output_shape(...)`; ValueError as there."""
+    """y = w * x + b, of shape `output_shape(...)`; ValueError as there.
+
+    With `relu`, max(0, y), taken in the last pass where there is one.
+    """
     geometry = (stride, padding, dilation, groups)
     shape = output_shape(x.shape, w.shape, *geometry)
     _check_dtypes(x, w)
@@ -69,14 +76,17 @@ def conv_forward(
     xp = array_module(x)
     if not w.size:  # no channels, nothing to add up
         start = 0 if b is None else b.reshape(-1, *(1 for _ in stride))
-        return xp.zeros(shape, x.dtype) + start
+        y = xp.zeros(shape, x.dtype) + start
+        return rectify(out=y) if relu else y
     if xp is not np:
-        return columns.forward(x, w, b, shape, *geometry)
+        y = cudnn.forward(x, w, b, shape, *geometry, relu)
+        return columns.forward(x, w, b, shape, *geometry, relu) if y is None else y
     bias = None if b is None else _wide(b)
     x, w, dtype = _wide(x), _wide(w), x.dtype
     y = sweep.forward(x, w, bias, shape, *geometry)
     if y is None:
         y = cpu.forward(x, w, bias, shape, *geometry)
+    y = rectify(out=y) if relu else y
     return y.astype(dtype, copy=False)
 
 
@@ -97,8 +107,10 @@ def conv_input_gradient(
         return array_module(gy).zeros(x_shape, gy.dtype)
     if array_module(gy) is np:
         gx = sweep.input_gradient(_wide(gy), _wide(w), x_shape, *geometry)
-        if gx is not None:
-            return gx.astype(gy.dtype, copy=False)
+    else:
+        gx = cudnn.input_gradient(gy, w, x_shape, *geometry)
+    if gx is not None:
+        return gx.astype(gy.dtype, copy=False)
     if _is_forward(gy.shape, w.shape, *geometry):
         reach = zip(w.shape[2:], padding, dilation, strict=True)
         padding = tuple(d * (k - 1) - p for k, p, d in reach)
@@ -133,7 +145,8 @@ def conv_weight_gradient(
     if not out.size:
         return out
     if xp is not np:
-        out[...] = columns.weight_gradient(gy, x, w_shape, *geometry)
+        if not cudnn.weight_gradient(gy, x, out, *geometry):
+            columns.weight_gradient(gy, x, out, *geometry)
         return out
     wide = np.empty(w_shape, np.float32) if _is_half(out) else out
     gy, x = _wide(gy), _wide(x)

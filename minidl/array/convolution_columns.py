@@ -1,7 +1,12 @@
 """Convolution as the textbooks lower it, which is what a GPU runs.
 
-Every window is copied into a column, and matrices are multiplied: a group and a chunk
-of the batch at a time. The functions are those of `convolution_cpu`.
+Every window is copied into a column, and two matrices are multiplied, for a chunk of
+the batch at a time: weights (K, C * taps) and columns (C * taps, n * L). The columns
+and the product stay in a GPU's second-level cache; a last pass brings the product from
+(K, n * L) into images, adds the bias, takes the ReLU and rounds once. Rows of both
+matrices run along the rows of an image, as reads and writes of (N, C, *size) do. The
+groups of a convolution are a stack of such products. Half precision is summed in
+float32 throughout. The functions are those of `convolution_cpu`.
 """
 
 from math import prod
@@ -9,74 +14,100 @@ from math import prod
 import numpy as np
 
 from minidl.array.device import array_module
-from minidl.array.windows import taps, windows
+from minidl.array.matmul import matmul
+from minidl.array.rectifier import rectify
+from minidl.array.windows import columns, images, swapped
 
 COLUMN_BYTES = 30 << 20  # of one product; a GPU's second-level cache holds it
 
 
-def forward(x, w, b, shape, stride, padding, dilation, groups):
-    """Y = W @ columns(x), all matrices two-dimensional."""
-    y, out = array_module(x).empty(shape, x.dtype), shape[2:]
-    for part in _chunks(x, w.shape, out):
-        for xs, ws, ys in _groups(groups, x[part], w, y[part]):
-            columns = _columns(xs, w.shape[2:], stride, padding, dilation)
-            rows = ws.reshape(len(ws), -1) @ columns
-            ys[...] = rows.reshape(len(ws), len(xs), *out).swapaxes(0, 1)
-    if b is not None:
-        y += b.reshape(-1, *(1 for _ in out))
+def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
+    """Y = W @ columns(x) + b, or max(0, Y); a kernel of one pixel needs no columns."""
+    xp, window = array_module(x), (stride, padding, dilation)
+    y, weights = xp.empty(shape, x.dtype), _by_group(w, groups)
+    flat = _flat(y)
+    if groups == 1 and _is_pixel(w, stride, padding):
+        matmul(weights[0], _flat(x), flat)
+        if b is not None:
+            flat += b[:, None]
+        return rectify(out=y) if relu else y
+    for part in _chunks(x, w.shape, shape[2:]):
+        made = columns(x[part], w.shape[2:], *window)
+        made = made.reshape(groups, weights.shape[2], -1)
+        rows = xp.empty((*weights.shape[:2], made.shape[2]), _wide(x))
+        rows = matmul(weights, made, rows).reshape(shape[1], -1, flat.shape[2])
+        swapped(rows, b, flat[part], relu)
     return y
 
 
 def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
-    """columns(gx) = W.T @ gY, added up where the columns came from."""
-    xp = array_module(gy)
-    gx = xp.zeros(x_shape, gy.dtype)
-    size, out, kernel = tuple(x_shape[2:]), gy.shape[2:], w.shape[2:]
-    reach = taps(size, out, kernel, stride, padding, dilation)
-    for part in _chunks(gx, w.shape, out):
-        for gxs, ws, gys in _groups(groups, gx[part], w, gy[part]):
-            columns = ws.reshape(len(ws), -1).T @ _rows(gys)
-            columns = columns.reshape(-1, *kernel, len(gxs), *out)
-            for tap, served, read in reach:
-                here = columns[(slice(None), *tap, slice(None), *served)]
-                gxs[(..., *read)] += here.swapaxes(0, 1)
+    """columns(gx) = W^T @ gY, added up where the columns came from."""
+    xp, window = array_module(gy), (w.shape[2:], stride, padding, dilation)
+    gx, weights = xp.empty(x_shape, gy.dtype), _by_group(w, groups).swapaxes(1, 2)
+    if groups == 1 and _is_pixel(w, stride, padding):
+        matmul(weights[0], _flat(gy), _flat(gx))
+        return gx
+    for part in _chunks(gx, w.shape, gy.shape[2:]):
+        rows = _rows(gy[part]).reshape(groups, weights.shape[2], -1)
+        made = xp.empty((*weights.shape[:2], rows.shape[2]), _wide(gy))
+        matmul(weights, rows, made)
+        images(made.reshape(-1, rows.shape[2]), *window, gx[part])
     return gx
 
 
-def weight_gradient(gy, x, w_shape, stride, padding, dilation, groups):
-    """gW = gY @ columns(x).T, summed over the chunks in their order."""
-    xp = array_module(x)
-    gw = xp.zeros(w_shape, np.float32 if x.dtype.itemsize == 2 else x.dtype)
-    for part in _chunks(x, w_shape, gy.shape[2:]):
-        for xs, gws, gys in _groups(groups, x[part], gw, gy[part]):
-            columns = _columns(xs, w_shape[2:], stride, padding, dilation)
-            gws += (_rows(gys) @ columns.T).reshape(gws.shape)
-    return gw
+def weight_gradient(gy, x, out, stride, padding, dilation, groups):
+    """gW = gY @ columns(x)^T, summed over the chunks in their order, into `out`."""
+    xp, window = array_module(x), (out.shape[2:], stride, padding, dilation)
+    total = out
+    if out.dtype != _wide(x) or not out.flags.c_contiguous:
+        total = xp.empty(out.shape, _wide(x))
+    gw = _by_group(total, groups)
+    parts = _chunks(x, out.shape, gy.shape[2:])
+    for number, part in enumerate(parts):
+        rows = _rows(gy[part]).reshape(groups, gw.shape[1], -1)
+        made = columns(x[part], *window).reshape(groups, gw.shape[2], -1)
+        matmul(rows, made.swapaxes(1, 2), gw, accumulate=number > 0)
+    if not parts:
+        total.fill(0)
+    if total is not out:
+        out[...] = total
 
 
 def _chunks(x, w_shape, out):
-    """Slices of the batch whose columns are at most COLUMN_BYTES."""
-    image = prod(w_shape[1:]) * prod(out) * x.dtype.itemsize
+    """Slices of the batch whose columns are at most COLUMN_BYTES.
+
+    Of eight images or a multiple of that where many fit: rows of the matrices then
+    begin at addresses that tensor cores load from at once.
+    """
+    image = x.shape[1] * prod(w_shape[2:]) * prod(out) * x.dtype.itemsize
     step = max(1, COLUMN_BYTES // max(1, image))
+    step -= step % 8 if step > 8 else 0
     return [slice(start, start + step) for start in range(0, len(x), step)]
 
 
-def _groups(groups, x, w, y):
-    """The channels of each group: views of x, w and y."""
-    k, c = len(w) // groups, w.shape[1]
-    for g in range(groups):
-        ws = w[g * k : (g + 1) * k]
-        yield x[:, g * c : (g + 1) * c], ws, y[:, g * k : (g + 1) * k]
+def _by_group(w, groups):
+    """(K, C / groups, *kernel) -> (groups, K / groups, C / groups * taps)."""
+    return w.reshape(groups, len(w) // groups, -1)
 
 
-def _columns(x, kernel, stride, padding, dilation):
-    """(C * prod(kernel), N * prod(out)): each window of the batch a column."""
-    view = windows(x, kernel, stride, padding, dilation)
-    view = view.swapaxes(0, 1)  # (C, N, *kernel, *out)
-    axes = (0, *range(2, 2 + len(kernel)), 1, *range(2 + len(kernel), view.ndim))
-    return view.transpose(axes).reshape(x.shape[1] * prod(kernel), -1)
+def _is_pixel(w, stride, padding) -> bool:
+    """Whether a window is one pixel, and every pixel a window."""
+    return prod(w.shape[2:]) == 1 and not any(padding) and all(s == 1 for s in stride)
+
+
+def _flat(x):
+    """(N, C, *size) -> (N, C, L)"""
+    return x.reshape(*x.shape[:2], prod(x.shape[2:]))
 
 
 def _rows(y):
-    """(N, K, *out) -> (K, N * prod(out))."""
-    return y.swapaxes(0, 1).reshape(y.shape[1], -1)
+    """(N, K, *out) -> (K, N, L)"""
+    flat = _flat(y)
+    rows = array_module(y).empty((flat.shape[1], len(flat), flat.shape[2]), y.dtype)
+    swapped(flat, None, rows)
+    return rows
+
+
+def _wide(x):
+    """The type that sums are taken in."""
+    return np.float32 if x.dtype.itemsize == 2 else x.dtype

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy
 
-from minidl.array import compiler
+from minidl.array import compiler, cudnn
 from minidl.array.device import cupy_module, use_device
 from minidl.array.threads import openblas
 
 TRIAL = 'extern "C" int minidl_trial() { return 1; }'
-CUDNN = "nvidia-cudnn-frontend"
 
 
 def package_version(name: str) -> str | None:
@@ -56,7 +55,7 @@ def versions() -> dict[str, str | None]:
         "CUDA runtime": None,
         "CUDA driver": None,
         "NCCL": None,
-        "cuDNN frontend": package_version(CUDNN),
+        "cuDNN": cudnn.version(),
     }
     with warnings.catch_warnings():  # CuPy's, on libraries that it does not find
         warnings.simplefilter("ignore")

@@ -2,25 +2,33 @@
 
 import numpy
 
-from . import blas
+from . import blas, cublas
 from .device import Array, array_module
 
 
-def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+def matmul(
+    a: Array, b: Array, out: Array | None = None, accumulate: bool = False
+) -> Array:
     """a @ b for matrices, or stacks of them that broadcast; a and b of one dtype.
 
-    Types of 16 bits are summed in float32.
+    Written to `out` where that is given, or, with `accumulate`, added to what is
+    there. Types of 16 bits are summed in float32; `out` may be float32 for them.
     """
+    xp = array_module(a)
+    if xp is not numpy and cublas.supports(a, b, out):
+        return cublas.matmul(a, b, out, accumulate)
     if a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
-        # NumPy multiplies narrow types without BLAS, CuPy stacks of them not at all
-        if array_module(a) is numpy or a.ndim > 2 or b.ndim > 2:
-            y = matmul(a.astype(numpy.float32), b.astype(numpy.float32))
-            if out is None:
-                return y.astype(a.dtype)
-            out[...] = y
-            return out
-    if array_module(a) is numpy:
+        # NumPy multiplies narrow types without BLAS
+        y = matmul(a.astype(numpy.float32), b.astype(numpy.float32))
+        if out is None:
+            return y.astype(a.dtype)
+        out[...] = out + y if accumulate else y
+        return out
+    if accumulate:
+        out += matmul(a, b)
+        return out
+    if xp is numpy:
         y = blas.product(a, b, out)
         if y is not None:
             return y
-    return a @ b if out is None else array_module(a).matmul(a, b, out=out)
+    return a @ b if out is None else xp.matmul(a, b, out=out)

@@ -9,7 +9,11 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from minidl.array.device import array_module
+import numpy as np
+
+from minidl.array import window_kernels
+from minidl.array.device import array_module, on_gpu
+from minidl.array.rectifier import rectify
 
 Array = Any
 Sizes = tuple[int, ...]
@@ -116,6 +120,45 @@ def windows(
     return xp.lib.stride_tricks.as_strided(x, shape, strides)
 
 
+def columns(
+    x: Array, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> Array:
+    """Copy every window into a column: (N, C, *size) -> (C * prod(kernel), N * L).
+
+    L counts the windows of an image in row-major order.
+    """
+    n, c = x.shape[:2]
+    rows = c * prod(kernel)
+    if on_gpu(x):
+        window = kernel, stride, padding, dilation
+        out = output_size(x.shape[2:], *window)
+        made = array_module(x).empty((rows, n * prod(out)), x.dtype)
+        window_kernels.columns(x, window, out, made, made.shape[1], prod(out))
+        return made
+    view = windows(x, kernel, stride, padding, dilation)
+    return np.moveaxis(view, 0, 1 + len(kernel)).reshape(rows, -1)
+
+
+def images(
+    columns: Array,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    to: Array,
+) -> None:
+    """Add every column back where `columns` took it from: write to (N, C, *size)."""
+    window = kernel, stride, padding, dilation
+    n, c, *size = to.shape
+    out = output_size(tuple(size), *window)
+    if on_gpu(columns):
+        image = prod(out)
+        window_kernels.images(columns, window, out, to, n * image, image)
+    else:
+        columns = columns.reshape(c, *kernel, n, *out)
+        _added_up(np.moveaxis(columns, 1 + len(kernel), 0), window, to)
+
+
 def im2col(
     x: Array, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
 ) -> Array:
@@ -123,10 +166,14 @@ def im2col(
 
     L counts the windows in row-major order, the layout of `torch.nn.Unfold`.
     """
-    n, c = x.shape[:2]
-    view = windows(x, kernel, stride, padding, dilation)
-    length = prod(view.shape[2 + len(kernel) :])
-    return view.reshape(n, c * prod(kernel), length)
+    window = kernel, stride, padding, dilation
+    n, c, *size = x.shape
+    out, rows = output_size(tuple(size), *window), c * prod(kernel)
+    if on_gpu(x):
+        made = array_module(x).empty((n, rows, prod(out)), x.dtype)
+        window_kernels.columns(x, window, out, made, prod(out), rows * prod(out))
+        return made
+    return windows(x, *window).reshape(n, rows, prod(out))
 
 
 def col2im(
@@ -142,17 +189,36 @@ def col2im(
     One tap after the other, so the sums are taken in one order everywhere.
     ValueError where the columns do not belong to images of `x_shape`.
     """
-    xp = array_module(columns)
+    window = kernel, stride, padding, dilation
     n, c, *size = x_shape
-    out = output_size(tuple(size), kernel, stride, padding, dilation)
+    out = output_size(tuple(size), *window)
     expected = (n, c * prod(kernel), prod(out))
     if columns.shape != expected:
         raise ValueError(
             f"columns of shape {columns.shape} do not fit images of shape "
             f"{tuple(x_shape)}, expected {expected}"
         )
-    x = xp.zeros(x_shape, columns.dtype)
-    columns = columns.reshape(n, c, *kernel, *out)
-    for tap, served, read in taps(tuple(size), out, kernel, stride, padding, dilation):
-        x[(..., *read)] += columns[(slice(None), slice(None), *tap, *served)]
+    x = array_module(columns).empty(x_shape, columns.dtype)
+    if on_gpu(columns):
+        window_kernels.images(columns, window, out, x, prod(out), prod(expected[1:]))
+    else:
+        _added_up(columns.reshape(n, c, *kernel, *out), window, x)
     return x
+
+
+def _added_up(columns, window, to) -> None:
+    """Columns (N, C, *kernel, *out) into images, on a CPU."""
+    size, out = to.shape[2:], columns.shape[2 + len(window[0]) :]
+    to[...] = 0
+    for tap, served, read in taps(size, out, *window):
+        to[(..., *read)] += columns[(slice(None), slice(None), *tap, *served)]
+
+
+def swapped(x: Array, bias: Array | None, to: Array, relu: bool = False) -> None:
+    """to (A, B, L) = x (B, A, L) with two dimensions exchanged, + bias (B); or
+    max(0, to)."""
+    if on_gpu(x):
+        window_kernels.swap(x, bias, to, relu)
+        return
+    x = x.swapaxes(0, 1) if bias is None else x.swapaxes(0, 1) + bias[:, None]
+    to[...] = rectify(out=x.copy()) if relu else x

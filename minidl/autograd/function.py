@@ -164,6 +164,17 @@ class Op:
         has arrived without a copy. None where the gradient must be added to another,
         is not for a parameter in flat storage, or is itself to be differentiated.
         """
+        leaf = self.only_leaf(position)
+        return None if leaf is None else leaf.empty_gradient()
+
+    def gradient_sum(self, position: int):
+        """As `gradient_buffer`, of an input that has a gradient: what to add to it."""
+        leaf = self.only_leaf(position)
+        return None if leaf is None else leaf.begun_gradient()
+
+    def only_leaf(self, position: int):
+        """The leaf that this input is, and no other; None where its gradient must
+        first be returned."""
         if not self.writes_gradients or self.edges[position] is None:
             return None
         target = self.edges[position][0]
@@ -171,7 +182,7 @@ class Op:
             return None
         if sum(edge is not None and edge[0] is target for edge in self.edges) > 1:
             return None
-        return target.empty_gradient()
+        return target
 
     def materialized(self, outputs: list) -> list:
         """The gradients of the outputs, missing ones as zeros."""

@@ -189,6 +189,10 @@ class Tensor:
         """The array that the first gradient of a step is to be written into, if any."""
         return None
 
+    def begun_gradient(self):
+        """The array that holds the gradients so far and can be added to, if any."""
+        return None
+
     def accumulate(self, gradient: "Tensor") -> None:
         """Add to `grad`; the first one is copied, since its array may be shared."""
         if self._grad is not None:

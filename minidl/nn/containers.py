@@ -1,10 +1,15 @@
 """Modules that hold modules."""
 
+from minidl.nn.activation import ReLU
+from minidl.nn.convolution import Conv
 from minidl.nn.module import Module
 
 
 class Sequential(Module):
-    """Modules one after the other; a dict gives them names."""
+    """Modules one after the other; a dict gives them names.
+
+    A convolution with a ReLU after it computes both at once.
+    """
 
     def __init__(self, *modules):
         super().__init__()
@@ -16,9 +21,19 @@ class Sequential(Module):
             self.register_module(name, module)
 
     def forward(self, input):
+        convolution = None  # one that waits for the module after it
         for module in self.children():
-            input = module(input)
-        return input
+            if convolution is not None:
+                relu = type(module) is ReLU
+                input = convolution(input, relu=relu)
+                convolution = None
+                if relu:
+                    continue
+            if type(module).forward is Conv.forward:
+                convolution = module
+            else:
+                input = module(input)
+        return input if convolution is None else convolution(input)
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -3,6 +3,7 @@
 from minidl.nn import functional as F
 from minidl.nn.layers import weight_and_bias
 from minidl.nn.module import Module
+from minidl.ops.conv import conv
 from minidl.ops.spatial import tuple_of
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -99,13 +100,14 @@ class Conv(Windowed):
         ]
         return [side for p in reversed(total) for side in (p // 2, p - p // 2)]
 
-    def forward(self, input):
-        function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
+    def forward(self, input, relu: bool = False):
+        """The convolution of the input, or, with `relu`, max(0, that) in one."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self.sides(), self.padding_mode), 0
-        sizes = self.stride, padding, self.dilation
-        return function(input, self.weight, self.bias, *sizes, self.groups)
+        settings = self.stride, padding, self.dilation, self.groups, relu
+        name = f"conv{self.dims}d"
+        return conv(self.dims, name, input, self.weight, self.bias, *settings)
 
 
 class Conv1d(Conv):

@@ -83,6 +83,10 @@ class Parameter(Tensor):
     def empty_gradient(self):
         return self.gradient_view if self._grad is None else None
 
+    def begun_gradient(self):
+        begun = self._grad is not None and self._grad.creator is None
+        return self.gradient_view if begun else None
+
     def accumulate(self, gradient: Tensor) -> None:
         """The first gradient of a step is stored in the view, later ones added."""
         view = self.gradient_view
@@ -98,7 +102,8 @@ class Parameter(Tensor):
                 gradient.output_index,
             )
         elif gradient.creator is None and self._grad.creator is None:
-            view += gradient.data
+            if gradient.data is not view:  # it has been added where it was computed
+                view += gradient.data
         else:
             total = self._grad + gradient
             self._grad = None

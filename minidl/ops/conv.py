@@ -5,21 +5,28 @@ from minidl.array import convolution as raw
 from minidl.autograd.function import Op
 from minidl.autograd.structure import BroadcastTo
 from minidl.autograd.tensor import Tensor
+from minidl.ops.activation import relu_gradient
 from minidl.ops.pad import pad
 from minidl.ops.spatial import batched, tuple_of
 
 
 class Conv(Op):
-    """y = x * w + b; x (N, C, *size), w (K, C / groups, *kernel), b (K)."""
+    """y = x * w + b, x (N, C, *size), w (K, C / groups, *kernel), b (K); with relu,
+    max(0, y)."""
 
-    def forward(self, x, w, b, settings):
+    def forward(self, x, w, b, settings, relu=False):
         needs = self.needs_input_grad
         self.settings, self.x_shape, self.w_shape = settings, x.shape, w.shape
-        self.save_for_backward(x if needs[1] else None, w if needs[0] else None)
-        return raw.conv_forward(x, w, b, *settings)
+        y = raw.conv_forward(x, w, b, *settings, relu=relu)
+        self.save_for_backward(
+            x if needs[1] else None, w if needs[0] else None, y if relu else None
+        )
+        return y
 
     def backward(self, g):
-        x, w = self.saved_tensors
+        x, w, y = self.saved_tensors
+        if y is not None:
+            g = relu_gradient(g, y)
         gx = gw = gb = None
         if w is not None:
             gx = ConvInput.apply(g, w, None, self.x_shape, self.settings)
@@ -108,15 +115,22 @@ def check_operands(name: str, n: int, input: Tensor, weight: Tensor, bias) -> No
             )
 
 
-def conv(n, name, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
-    """Convolution over n dimensions; an input without a batch dimension gets one."""
+def conv(
+    n, name, input, weight, bias, stride, padding, dilation, groups, relu=False
+) -> Tensor:
+    """Convolution over n dimensions; an input without a batch dimension gets one.
+
+    With `relu` it is max(0, y), in one operation.
+    """
     check_operands(name, n, input, weight, bias)
     stride = tuple_of(stride, n, "stride")
     dilation = tuple_of(dilation, n, "dilation")
     if isinstance(padding, str):
         input, padding = padded(input, weight, stride, padding, dilation)
     settings = stride, tuple_of(padding, n, "padding"), dilation, groups
-    return batched(lambda x: Conv.apply(x, weight, bias, settings), n, name, input)
+    return batched(
+        lambda x: Conv.apply(x, weight, bias, settings, relu), n, name, input
+    )
 
 
 def padded(input, weight, stride, padding: str, dilation):

@@ -51,11 +51,12 @@ class Linear(Op):
 
 def product(node: Op, position: int, a: Tensor, b: Tensor) -> Tensor:
     """A B as the gradient of an input of `node`; written straight into flat storage,
-    where that waits for it."""
+    or added to what is there, where that waits for it."""
     out = node.gradient_buffer(position)
-    if out is None or out.dtype != a.dtype or a.ndim > 2 or b.ndim > 2:
+    target = node.gradient_sum(position) if out is None else out
+    if target is None or target.dtype != a.dtype or a.ndim > 2 or b.ndim > 2:
         return MatMul.apply(a, b)
-    return Tensor(raw.matmul(a.data, b.data, out))
+    return Tensor(raw.matmul(a.data, b.data, target, accumulate=out is None))
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
