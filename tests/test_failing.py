@@ -395,8 +395,8 @@ def test_launchers_are_known_by_their_environment(environ, expected):
 
 
 def test_init_refuses_an_unknown_backend():
-    with pytest.raises(ValueError, match="'nccl'"):
-        init("nccl")
+    with pytest.raises(ValueError, match="'gloo'"):
+        init("gloo")
 
 
 def test_simulated_raises_the_exception_and_names_the_rank():

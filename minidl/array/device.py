@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy
 
@@ -26,6 +27,17 @@ def cupy_module() -> ModuleType | None:
     except ImportError:
         return None
     return cupy
+
+
+@cache
+def nccl_module() -> ModuleType | None:
+    """CuPy's binding of NCCL, where CuPy and that library are there."""
+    if cupy_module() is None:
+        return None
+    with catch_warnings():  # CuPy warns where there is no library
+        simplefilter("ignore")
+        from cupy.cuda import nccl
+    return nccl if nccl.available else None
 
 
 @cache
