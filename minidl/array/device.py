@@ -32,11 +32,12 @@ def cupy_module() -> ModuleType | None:
 @cache
 def nccl_module() -> ModuleType | None:
     """CuPy's binding of NCCL, where CuPy and that library are there."""
-    if cupy_module() is None:
+    try:
+        with catch_warnings():  # CuPy warns where there is no library
+            simplefilter("ignore")
+            from cupy.cuda import nccl
+    except ImportError:
         return None
-    with catch_warnings():  # CuPy warns where there is no library
-        simplefilter("ignore")
-        from cupy.cuda import nccl
     return nccl if nccl.available else None
 
 
