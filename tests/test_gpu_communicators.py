@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ranks import run_ranks
 
-from minidl import distributed, manual_seed, nn, optim
+from minidl import distributed, manual_seed, nn, optim, tensor
 from minidl.array.device import to_numpy, use_device
 from minidl.array.errors import DependencyError, DistributedError
 from minidl.autograd import Tensor
@@ -15,7 +15,7 @@ from minidl.distributed import gpus
 from minidl.distributed.gpus import Gpu, Report
 from minidl.nn import functional as F
 
-WAYS = ["nccl", "mpi", "direct"]
+WAYS = {"nccl": None, "shared": "nccl", "mpi": "mpi", "direct": "mpi"}
 START = "import sys, test_gpu_communicators as t; t.start(*sys.argv[1:])"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 WHOLE = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -47,11 +47,11 @@ def start(name, way):
     staging.CHUNK = 4096
     if way == "direct":
         gpus.cuda_aware = lambda MPI: True
-    communicator = distributed.init({"nccl": None, "direct": "mpi"}.get(way, way))
+    communicator = distributed.init(WAYS[way])
     with use_device(communicator.place("auto")):
         globals()[name](communicator)
-    assert communicator.backend == ("nccl" if way == "nccl" else "mpi")
-    assert bool(stand_in_nccl.calls) == (way == "nccl")
+    assert communicator.backend == (WAYS[way] or "nccl")
+    assert bool(stand_in_nccl.calls) == (communicator.backend == "nccl")
     print("passed\n", end="", flush=True)
 
 
@@ -200,3 +200,311 @@ def every_check(c):
 )
 def test_collectives(way, n):
     passed(run(n, every_check, way), n)
+
+
+# --- training
+
+
+def small():
+    """A model with batch norm over the global batch, and a parameter without use."""
+    manual_seed(3)
+    model = nn.Sequential(
+        nn.Linear(6, 9, bias=False), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 4)
+    )
+    model.spare = nn.Parameter(np.ones(3))
+    return model.to(dtype="float64")
+
+
+def trained(communicator, device, rule, rank=0, size=1):
+    """The weights after steps over batches of 7, of which each rank has its share."""
+    model = small().to(device)
+    if size > 1:
+        model = distributed.SyncBatchNorm.convert(model, communicator)
+    parallel = distributed.DataParallel(model, communicator, bucket_cap_mb=0.0004)
+    optimizer = rule(model.parameters(), parallel)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        x, y = rng.standard_normal((7, 6)), rng.integers(0, 4, 7)
+        images = tensor(x[rank::size], device=device)
+        labels = tensor(y[rank::size], device=device)
+        optimizer.zero_grad()
+        parallel.backward(F.cross_entropy(parallel(images), labels))
+        optimizer.step()
+    return {name: to_numpy(p.data) for name, p in model.named_parameters()}
+
+
+def sgd(parameters, parallel):
+    return optim.SGD(parameters, lr=0.1)
+
+
+def sharded_adam(parameters, parallel):
+    if parallel.communicator.size == 1:
+        return optim.Adam(parameters, lr=1e-2)
+    return distributed.ShardedAdam(parameters, lr=1e-2, model=parallel)
+
+
+def train_as_one(c):
+    device = c.place("auto")
+    assert device == f"cuda:{c.rank}"
+    for rule in (sgd, sharded_adam):
+        wanted = trained(distributed.Alone(), "cpu", rule)
+        got = trained(c, device, rule, c.rank, c.size)
+        for name, weights in wanted.items():
+            np.testing.assert_allclose(got[name], weights, rtol=1e-9, atol=1e-11)
+
+
+@ranks
+@pytest.mark.parametrize("way, n", [("nccl", 2), ("nccl", 3), ("nccl", 4), ("mpi", 3)])
+def test_ranks_train_as_one(way, n):
+    passed(run(n, train_as_one, way), n)
+
+
+def capture_the_exchange(c):
+    """A step in a graph: collectives are in it, and replays do what the step does."""
+    import stand_in
+    import stand_in_nccl
+    from stand_in import cupy as xp
+
+    images = np.random.default_rng(c.rank).standard_normal((4, 5), "f")
+
+    def step():
+        for p in model.parameters():
+            p.grad = None
+        parallel.backward((x * model.weight[:1]).mean())
+
+    stream, pool = xp.cuda.Stream(non_blocking=True), xp.cuda.MemoryPool()
+    with stream, xp.cuda.using_allocator(pool.malloc):
+        model, x = nn.Linear(5, 3, device=c.place("auto")), Tensor(xp.asarray(images))
+        parallel = distributed.DataParallel(model, c, bucket_cap_mb=0.00004)
+        step()
+        wanted = model.weight.grad.data.get()
+        stream.begin_capture()
+        calls = len(stand_in_nccl.calls)
+        try:
+            step()
+        finally:
+            graph = stream.end_capture()
+        assert len(stand_in_nccl.calls) > calls
+        for _ in range(2):
+            stand_in.reset()
+            model.weight.grad.data.fill(7)
+            graph.launch()
+            assert not stand_in.syncs
+            np.testing.assert_array_equal(model.weight.grad.data.get(), wanted)
+        x.data[...] = 1
+        graph.launch()
+        assert (model.weight.grad.data.get() != wanted).any()
+
+
+@ranks
+def test_collectives_can_be_captured():
+    passed(run(2, capture_the_exchange), 2)
+
+
+def capture_over_mpi(c):
+    from stand_in import cupy as xp
+
+    x = xp.ones(3)
+    stream = xp.cuda.Stream(non_blocking=True)
+    c.all_reduce(x)
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match="cannot be part of a CUDA graph"):
+                c.all_reduce(x)
+        finally:
+            stream.end_capture()
+
+
+@ranks
+def test_collectives_of_mpi_cannot_be_captured():
+    passed(run(2, capture_over_mpi, "mpi"), 2)
+
+
+# --- failing
+
+
+def stall(c):
+    from stand_in import cupy as xp
+
+    x = xp.ones(3, "float32")
+    c.doing = "step 1 of epoch 1"
+    c.all_reduce(x)
+    c.doing = "step 2 of epoch 1"
+    if c.rank == 1:
+        time.sleep(60)
+    if c.rank == 0 and c.size == 3:
+        c.all_reduce(x)
+        time.sleep(60)  # the host has gone on
+    c.all_reduce(x)
+    x.get()
+
+
+STALL = (
+    "import minidl.distributed as d; init = d.init; "
+    "d.init = lambda way: init(way, timeout=1.5); "
+)
+
+
+@ranks
+def test_a_rank_that_does_not_come_to_nccl_is_named():
+    pytest.importorskip("cupy")
+    job = run_ranks(3, STALL + START, "stall", "nccl")
+    assert job.returncode == 1 and 1.5 < job.seconds < 15
+    assert re.search(
+        r"^rank 0 of 3 on host \S+, in step 2 of epoch 1: rank 0 has waited 1.5 s in "
+        r"all_reduce\(sum, float32, shape \(3,\), GPU\) for rank 1 on host \S+; the "
+        r"last thing that all ranks did together: all_reduce\(sum, float32, ",
+        job.stderr,
+        re.M,
+    ), job.stderr
+
+
+def leave(c):
+    from stand_in import cupy as xp
+
+    c.all_reduce(xp.ones(3))
+    if c.rank == 0:
+        c.all_reduce(xp.ones(4))
+
+
+@ranks
+@pytest.mark.parametrize("way", ["nccl", "mpi"])
+def test_a_rank_that_ends_is_missed_on_the_gpu(way):
+    job = run(2, leave, way)
+    assert job.returncode == 1 and job.seconds < 15
+    said = r"rank 1 on host \S+ has ended without joining all_reduce\(sum, float64, "
+    assert re.search(said + r"shape \(4,\), GPU\), in which rank 0 waits", job.stderr)
+
+
+def mix(c):
+    from stand_in import cupy as xp
+
+    from minidl.distributed import peers
+
+    peers.STALL = 0.3
+    c.all_reduce(np.ones(3) if c.rank else xp.ones(3))
+
+
+@ranks
+def test_ranks_on_gpus_and_ranks_on_cpus_do_not_mix():
+    job = run(2, mix)
+    assert job.returncode == 1 and job.seconds < 15
+    assert re.search(
+        r"rank 0 on host \S+ waits in agree on GPUs\(\), and rank 1 on host \S+ in "
+        r"all_reduce\(sum, float64, shape \(3,\)\)",
+        job.stderr,
+    )
+
+
+def one_gpu(c):
+    from stand_in import cupy as xp
+
+    with xp.cuda.Device(0):
+        c.all_reduce(xp.ones(3))
+
+
+@ranks
+def test_two_ranks_on_one_gpu_are_refused():
+    job = run(2, one_gpu)
+    assert job.returncode == 1 and job.stderr.count("Traceback") == 0
+    said = (
+        r"rank 0 and rank 1 both use GPU 0000:00:00.0 of host \S+; start one rank a GPU"
+    )
+    assert re.search(said, job.stderr), job.stderr
+
+
+@ranks
+@pytest.mark.parametrize("version, way", [("22809", "mpi"), ("23004", "shared")])
+def test_two_ranks_share_a_gpu_where_they_may(version, way):
+    more = {"MINIDL_SHARE_GPUS": "1", "STAND_IN_NCCL": version}
+    passed(run(2, one_gpu, way, **more), 2)
+
+
+def other_version(c):
+    import os
+
+    from stand_in import cupy as xp
+
+    os.environ["STAND_IN_NCCL"] = str(22809 + c.rank)
+    c.all_reduce(xp.ones(3))
+
+
+@ranks
+def test_versions_of_nccl_must_be_one():
+    job = run(2, other_version)
+    assert job.returncode == 1 and job.stderr.count("Traceback") == 0
+    said = r"NCCL is not the same .*: rank 0 on \S+ has 22809, rank 1 on \S+ has 22810"
+    assert re.search(said, job.stderr), job.stderr
+
+
+# --- which GPU, which way
+
+
+def seen(*buses):
+    return [Gpu(f"0000:0{bus}:00.0", "") for bus in buses]
+
+
+@pytest.mark.parametrize(
+    "everyone, chosen",
+    [
+        ([("a", seen(1, 2, 3))] * 3, [0, 1, 2]),
+        ([("a", seen(1, 2)), ("b", seen(1, 2))] * 2, [0, 0, 1, 1]),
+        ([("a", seen(1)), ("a", seen(2)), ("b", seen(1))], [0, 0, 0]),  # bound
+        ([("a", seen(1, 2)), ("a", seen(1))], [1, 0]),
+        ([("a", seen(1, 2)), ("a", seen(3, 4))], [0, 0]),
+        ([("a", seen(1))] * 2, [0, None]),
+        ([("a", seen(1, 2))] * 3, [0, 1, None]),
+        ([("a", seen(1)), ("a", [])], [0, None]),
+    ],
+)
+def test_every_rank_chooses_a_gpu_of_its_own(everyone, chosen):
+    assert gpus.choose(everyone, share=False) == chosen
+
+
+def test_ranks_that_share_go_round():
+    everyone = [("a", seen(1, 2))] * 5
+    assert gpus.choose(everyone, share=True) == [0, 1, 0, 1, 0]
+
+
+def test_a_gpu_is_known_by_its_number_across_containers():
+    one = Gpu("0000:01:00.0", "ab" * 16)
+    part, other = Gpu("0000:01:00.0", "cd" * 16), Gpu("0000:02:00.0", "ab" * 16)
+    assert gpus.identity("a", one) == gpus.identity("b", other)
+    assert gpus.identity("a", one) != gpus.identity("a", part)
+
+
+def told(bus=1, nccl=22809, aware=False, host="a"):
+    return Report(host, *seen(bus), nccl, aware)
+
+
+@pytest.mark.parametrize(
+    "reports, wanted, share, expected",
+    [
+        ([told(1), told(2)], None, False, "nccl"),
+        ([told(1), told(2)], "mpi", False, "staged"),
+        ([told(1, aware=True), told(2, aware=True)], "mpi", False, "direct"),
+        ([told(1, aware=True), told(2)], "mpi", False, "staged"),
+        ([told(1), told(2, nccl=0)], None, False, "staged"),
+        ([told(1), told(1)], None, True, "staged"),
+        ([told(1, 23003), told(1, 23003)], None, True, "staged"),
+        ([told(1, 23003), told(1, 23003)], "nccl", True, "nccl"),
+        ([told(1), told(1, host="b")], None, False, "nccl"),
+        ([told()], "nccl", False, "nccl"),
+    ],
+)
+def test_the_way_of_arrays_on_gpus(reports, wanted, share, expected):
+    assert gpus.way(reports, wanted, share) == expected
+
+
+def test_a_way_that_is_not_there_is_refused():
+    with pytest.raises(
+        DistributedError, match="rank 0 and rank 1 both use GPU 0000:01"
+    ):
+        gpus.way([told(1), told(1)], None, False)
+    with pytest.raises(DependencyError, match="rank 1 on host a has no NCCL"):
+        gpus.way([told(1), told(2, nccl=0)], "nccl", False)
+    with pytest.raises(DistributedError, match="22809 .* no two ranks on one GPU"):
+        gpus.way([told(1), told(1)], "nccl", True)
+    with pytest.raises(DistributedError, match="rank 1 on a has 22704"):
+        gpus.way([told(1), told(2, nccl=22704)], None, False)

@@ -141,8 +141,13 @@ def way(reports: list[Report], wanted: str | None, share: bool) -> str:
                 f"{reports[0].nccl}, rank {rank} on {told.host} has {told.nccl}; "
                 'install one version everywhere, or use init("mpi")'
             )
-    if pairs and (wanted != "nccl" or reports[0].nccl < SHARED_NCCL):
+    if pairs and wanted is None:
         return by_mpi
+    if pairs and reports[0].nccl < SHARED_NCCL:
+        raise DistributedError(
+            f"NCCL {reports[0].nccl} has no two ranks on one GPU: use one of "
+            f'{SHARED_NCCL} or newer, or init("mpi")'
+        )
     return "nccl"
 
 

@@ -84,12 +84,15 @@ class MPICommunicator(Communicator):
         return Work(self, call, self._mpi.Ibarrier(), lambda: None)
 
     def _all_gather_object(self, call, obj):
+        return self._gather_objects(self._mpi, call, obj)
+
+    def _gather_objects(self, mpi, call, obj):
         data = np.frombuffer(pickle.dumps(obj), np.uint8)
         lengths = np.empty(self.size, np.int64)
         mine = np.array([data.size], np.int64)
-        Work(self, call, self._mpi.Iallgather(mine, lengths), lambda: None).wait()
+        Work(self, call, mpi.Iallgather(mine, lengths), lambda: None).wait()
         together = np.empty(lengths.sum(), np.uint8)
-        request = self._mpi.Iallgatherv(data, (together, lengths))
+        request = mpi.Iallgatherv(data, (together, lengths))
         Work(self, call, request, lambda: None).wait()
         ends = lengths.cumsum()
         return [
@@ -154,7 +157,8 @@ class MPICommunicator(Communicator):
     def _agree(self, device):
         call = self._call("agree on GPUs")
         own = gpus.report(self, self._MPI, device)
-        reports = self._all_gather_object(call, own)
+        # not where other ranks may send arrays of the host
+        reports = self._gather_objects(self._pairs, call, own)
         way = gpus.way(reports, self._wanted, self.share_gpus)
         if way == "staged" and self._wanted is None and self.rank == 0:
             warnings.warn(
