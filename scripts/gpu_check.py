@@ -25,13 +25,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import gpu_adam  # noqa: E402
 import gpu_benchmarks  # noqa: E402
 import gpu_checks  # noqa: E402
+import gpu_communication  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_tests  # noqa: E402
 
 from minidl.array.device import canonical_device, cupy_module  # noqa: E402
 from minidl.array.errors import DeviceError  # noqa: E402
 
-SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
+SECTIONS = {  # name: (generator of rows, seconds it may take), under 10 minutes
     "kernels": (gpu_checks.kernels, 100),
     "windows": (gpu_checks.windows, 40),
     "training": (gpu_checks.training, 30),
@@ -39,6 +40,7 @@ SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "adam": (gpu_adam.adam, 50),
     "elementwise": (gpu_benchmarks.elementwise, 20),
     "steps": (gpu_benchmarks.steps, 50),
+    "communication": (gpu_communication.communication, 100),
 }
 
 
