@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from ranks import run_ranks
+from ranks import ROOT, run_ranks
 
 from minidl import distributed, manual_seed, nn, optim, tensor
 from minidl.array.device import to_numpy, use_device
@@ -288,7 +288,8 @@ def capture_the_exchange(c):
         for _ in range(2):
             stand_in.reset()
             model.weight.grad.data.fill(7)
-            graph.launch()
+            with c.replaying():
+                graph.launch()
             assert not stand_in.syncs
             np.testing.assert_array_equal(model.weight.grad.data.get(), wanted)
         x.data[...] = 1
@@ -319,6 +320,26 @@ def capture_over_mpi(c):
 @ranks
 def test_collectives_of_mpi_cannot_be_captured():
     passed(run(2, capture_over_mpi, "mpi"), 2)
+
+
+def check_as_gpu_check_does(c):
+    import sys
+
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import gpu_communication
+
+    device, names = c.place("auto"), []
+    for rows in ("collectives", "training", "graphs", "times"):
+        for row in getattr(gpu_communication, rows)(c, device, True):
+            names.append(row["name"])
+            assert row["ok"] is not False, row
+    assert ("all_reduce in a CUDA graph" in names) == (c.backend == "nccl")
+
+
+@ranks
+@pytest.mark.parametrize("way, n", [("shared", 1), ("nccl", 2), ("mpi", 2)])
+def test_the_section_of_gpu_check(way, n):
+    passed(run(n, check_as_gpu_check_does, way), n)
 
 
 # --- failing
@@ -358,6 +379,32 @@ def test_a_rank_that_does_not_come_to_nccl_is_named():
         job.stderr,
         re.M,
     ), job.stderr
+
+
+def stall_in_a_graph(c):
+    from stand_in import cupy as xp
+
+    x, stream = xp.ones(3), xp.cuda.Stream(non_blocking=True)
+    c.all_reduce(x)
+    stream.wait_event(xp.cuda.get_current_stream().record())
+    with stream:
+        stream.begin_capture()
+        c.all_reduce(x)
+        graph = stream.end_capture()
+        for _ in range(2):
+            with c.replaying():
+                graph.launch()
+            if c.rank == 1:
+                time.sleep(60)
+
+
+@ranks
+def test_a_rank_that_does_not_replay_is_named():
+    pytest.importorskip("cupy")
+    job = run_ranks(2, STALL + START, "stall_in_a_graph", "nccl")
+    assert job.returncode == 1 and 1.5 < job.seconds < 15
+    said = r"rank 0 has waited 1.5 s in replay a graph\(\) for rank 1 on host \S+; the"
+    assert re.search(said, job.stderr), job.stderr
 
 
 def leave(c):

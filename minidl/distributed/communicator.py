@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections import deque
+from contextlib import nullcontext
 from contextvars import ContextVar
 
 from minidl.array.device import canonical_device, on_gpu
@@ -185,6 +186,13 @@ class Communicator:
         """Let collectives under way progress, and complete those that can."""
         while self._outstanding and self._arrived(self._outstanding[0]):
             self._complete_first()
+
+    def replaying(self):
+        """A context for launching a CUDA graph that has collectives in it.
+
+        All ranks enter it. One that stalls is then noticed, as in a collective.
+        """
+        return nullcontext()
 
     def abort(self, status: int = 1) -> None:
         """End the job on all ranks, at once."""

@@ -176,6 +176,9 @@ class MPICommunicator(Communicator):
         requests = Requests(self._MPI, self._mpi.Dup())
         return Staged(self, requests, device, way == "direct")
 
+    def replaying(self):
+        return super().replaying() if self._way is None else self._way.replaying()
+
     def place(self, device="auto"):
         chosen = canonical_device(device)
         seen = []

@@ -2,8 +2,9 @@
 
 A collective is issued on a stream of its own, after what the current stream was asked
 before, and `wait` makes the current stream wait for it: the host never does. While the
-current stream is captured into a graph, the collective is issued on that stream, and
-becomes part of the graph.
+current stream is captured into a CUDA graph, the same calls make the collective a
+branch of the graph, which `wait` leads back: every rank must capture the same ones,
+and replay them in the same order.
 
 The rules are Communicator's, but for two. Halves are rounded each time that two are
 added, in an order that NCCL chooses by size and network. And of a NaN and a number,
@@ -11,6 +12,7 @@ added, in an order that NCCL chooses by size and network. And of a NaN and a num
 """
 
 import threading
+from contextlib import contextmanager
 
 from minidl.array.device import array_module, device_of, nccl_module
 from minidl.array.errors import DistributedError
@@ -116,8 +118,18 @@ class NCCL:
         arrays, ranks = zip(*(half[1:] for half in halves), strict=True)
         self._check_device(arrays)
         launched = self._launch(Launch(call, None, arrays, ranks), launch)
-        if launched.landed is not None:
-            self._lane.join(launched.landed)
+        self._lane.join(launched.landed)
+
+    @contextmanager
+    def replaying(self):
+        """Watches the graph that is launched inside, on the current stream."""
+        work = Work(self._communicator, Call("replay a graph"))
+        launched = Launch(work.call, work.number, ())
+        self._watch.add(launched)
+        try:
+            yield
+        finally:
+            launched.landed = self._lane.event(self._lane.current())
 
     def idle(self) -> bool:
         """Whether all that was issued is over."""
@@ -138,19 +150,17 @@ class NCCL:
         self._check_device(arrays)
         work = LaneWork(self._communicator, call, self._lane, then=then)
         if arrays[0].size:
-            launched = self._launch(Launch(call, work.number, arrays), launch)
-            work.landed = launched.landed
+            work.launch = self._launch(Launch(call, work.number, arrays), launch)
+            work.landed = work.launch.landed
         return work
 
     def _launch(self, launched, launch):
-        """Call NCCL: beside the current stream, or on it, where it is captured."""
-        lane, current = self._lane, self._lane.current()
+        """Call NCCL on the stream beside the current one."""
+        lane = self._lane
         with lane.device:
-            if current.is_capturing():
-                launch(current.ptr)
-                return launched
             launched.ready = lane.follow()
-            self._watch.add(launched)  # NCCL may wait for the others already here
+            if not lane.current().is_capturing():  # else `replaying` is watched
+                self._watch.add(launched)  # NCCL may wait for the others already here
             try:
                 launch(lane.stream.ptr)
             finally:

@@ -41,6 +41,7 @@ class LaneWork(Work):
     def __init__(self, communicator, call, lane, handle=None, finish=None, then=None):
         super().__init__(communicator, call, handle, finish)
         self.landed = None  # the event after which the result is there
+        self.launch = None  # what keeps the arrays until then
         self._lane, self._then = lane, then  # `then`: done on the current stream, last
 
     def is_completed(self) -> bool:
@@ -53,7 +54,7 @@ class LaneWork(Work):
         super().wait()
         if self.landed is not None:
             self._lane.join(self.landed)
-        then, self._then = self._then, None
+        then, self._then, self.launch = self._then, None, None
         if then is not None:
             then()
         return True
