@@ -61,7 +61,8 @@ def array_module(*arrays: Array) -> ModuleType:
 
 def on_gpu(array: Array) -> bool:
     """Whether this is a CuPy array."""
-    return type(array).__module__.partition(".")[0] == "cupy"
+    kind = type(array)
+    return kind is not numpy.ndarray and kind.__module__.partition(".")[0] == "cupy"
 
 
 def is_array(value: Any) -> bool:

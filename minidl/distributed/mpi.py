@@ -61,22 +61,22 @@ class MPICommunicator(Communicator):
         self._witness.note(what)
 
     def _all_reduce(self, call, array, op):
-        if on_gpu(array):
+        if call.where:
             return self._gpus(array).all_reduce(call, array, op)
         return Work(self, call, *self._requests.all_reduce(array, op))
 
     def _broadcast(self, call, array, src):
-        if on_gpu(array):
+        if call.where:
             return self._gpus(array).broadcast(call, array, src)
         return Work(self, call, *self._requests.broadcast(array, src))
 
     def _reduce_scatter(self, call, output, input, op):
-        if on_gpu(output):
+        if call.where:
             return self._gpus(output).reduce_scatter(call, output, input, op)
         return Work(self, call, *self._requests.reduce_scatter(output, input, op))
 
     def _all_gather(self, call, output, input):
-        if on_gpu(output):
+        if call.where:
             return self._gpus(output).all_gather(call, output, input)
         return Work(self, call, *self._requests.all_gather(output, input))
 

@@ -58,8 +58,10 @@ class Requests:
             return request, lambda: fill(array, combine(list(arrays), op))
         if not self.direct(op, array.dtype):
             return self._all_reduce_half(array, op)
-        kind = self._MPI.Datatype.fromcode(array.dtype.char)
-        numbers = [self.memory(array), array.size, kind]
+        numbers = array
+        if on_gpu(array):
+            kind = self._MPI.Datatype.fromcode(array.dtype.char)
+            numbers = [self.memory(array), array.size, kind]
         request = self._mpi.Iallreduce(self._MPI.IN_PLACE, numbers)
 
         def finish():

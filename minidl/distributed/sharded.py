@@ -141,5 +141,5 @@ def finite(arrays) -> bool:
     if not arrays:
         return True
     xp = array_module(*arrays)
-    ends = [end for array in arrays for end in (array.max(), array.min())]
-    return bool(xp.isfinite(xp.stack(ends)).all())  # one wait for all of them
+    good = [xp.isfinite(end) for a in arrays for end in (a.max(), a.min())]
+    return bool(xp.stack(good).all())  # one wait for all of them
