@@ -9,9 +9,9 @@ from ranks import ROOT, run_ranks
 
 from minidl import distributed, manual_seed, nn, optim, tensor
 from minidl.array.device import to_numpy, use_device
-from minidl.array.errors import DependencyError, DistributedError
+from minidl.array.errors import DependencyError, DeviceError, DistributedError
 from minidl.autograd import Tensor
-from minidl.distributed import gpus
+from minidl.distributed import Simulated, gpus
 from minidl.distributed.gpus import Gpu, Report
 from minidl.nn import functional as F
 
@@ -322,6 +322,26 @@ def test_collectives_of_mpi_cannot_be_captured():
     passed(run(2, capture_over_mpi, "mpi"), 2)
 
 
+def train_by_command(c):
+    from tempfile import mkdtemp
+
+    from minidl.train.recipe import Settings, train
+
+    def history(device, communicator):
+        settings = Settings(model="mlp", epochs=1, device=device, out=mkdtemp())
+        return train(settings, communicator)
+
+    (got,), (wanted,) = history("gpu", c), history("cpu", distributed.Alone())
+    assert abs(got.train_loss - wanted.train_loss) < 1e-5
+    assert abs(got.test_loss - wanted.test_loss) < 1e-5
+
+
+@ranks
+def test_the_recipe_takes_nccl_by_itself():
+    job = run(2, train_by_command)
+    assert job.returncode == 0 and job.stdout.count("passed") == 2, job.stderr
+
+
 def check_as_gpu_check_does(c):
     import sys
 
@@ -519,6 +539,37 @@ def test_a_gpu_is_known_by_its_number_across_containers():
     part, other = Gpu("0000:01:00.0", "cd" * 16), Gpu("0000:02:00.0", "ab" * 16)
     assert gpus.identity("a", one) == gpus.identity("b", other)
     assert gpus.identity("a", one) != gpus.identity("a", part)
+
+
+def test_ranks_agree_on_their_devices(stand_in):
+    def own(share, device="gpu"):
+        return Simulated(2).run(lambda c: gpus.own(c, device, share))
+
+    assert own(share=True) == ["cuda:0"] * 2 and own(False, "cpu") == ["cpu"] * 2
+    assert Simulated(2).run(lambda c: c.place("gpu")) == ["cuda:0"] * 2  # one process
+    said = r"rank 1 on host \S+ would share a GPU: the 1 that it sees \(0000:00:00.0\) "
+    with pytest.raises(DistributedError, match=said + "are taken by rank 0; start one"):
+        own(share=False)
+
+
+def test_a_rank_without_a_gpu_is_named_on_all(stand_in, monkeypatch):
+    def missing(device):
+        if distributed.init().rank == 1:
+            raise DeviceError("there is no GPU")
+        return "cuda:0"
+
+    def place(c):
+        kind = DeviceError if c.rank == 1 else DistributedError
+        with pytest.raises(kind, match="there is no GPU") as caught:
+            gpus.own(c, "gpu", False)
+        return str(caught.value)
+
+    monkeypatch.setattr(gpus, "canonical_device", missing)
+    zero, one = Simulated(2).run(place)
+    assert zero.startswith("rank 1 on host") and one == "there is no GPU"
+    monkeypatch.setattr(gpus, "canonical_device", lambda device: device)
+    with pytest.raises(DistributedError, match="rank 0 on host .* compute on its CPU"):
+        Simulated(2).run(lambda c: gpus.own(c, ("cpu", "cuda:0")[c.rank], False))
 
 
 def told(bus=1, nccl=22809, aware=False, host="a"):

@@ -1,11 +1,10 @@
 """Which GPU a rank takes, and by which way the arrays on the ranks' GPUs travel."""
 
 import ctypes
-from pathlib import Path
 from typing import NamedTuple
 
-from minidl.array.device import cupy_module, nccl_module
-from minidl.array.errors import DependencyError, DistributedError
+from minidl.array.device import canonical_device, cupy_module, nccl_module
+from minidl.array.errors import DependencyError, DeviceError, DistributedError
 
 SHARED_NCCL = 23000  # the first NCCL in which ranks may share a GPU
 ADVICE = (
@@ -53,16 +52,29 @@ def choose(everyone: list[tuple[str, list[Gpu]]], share: bool) -> list[int | Non
     return chosen
 
 
-def own(communicator, seen: list[int], share: bool) -> int | None:
-    """The GPU of this rank among those `seen`, agreed on by all ranks.
+def own(communicator, device: str | None, share: bool) -> str:
+    """The device of this rank, for a name that may stand for any GPU.
 
-    None where no rank sees one. Raises DistributedError, on every rank, where one is
-    left without.
+    Raises, on every rank, DeviceError or DistributedError where one has none.
     """
+    problem, seen = None, []
+    try:
+        name = canonical_device(device)
+        if name != "cpu":
+            count = cupy_module().cuda.runtime.getDeviceCount()
+            seen = [int(name[5:])] if ":" in str(device) else list(range(count))
+    except DeviceError as error:
+        problem = error
     mine = communicator.host, [Gpu.number(index) for index in seen]
-    everyone = communicator.all_gather_object(mine)
+    told = communicator.all_gather_object((mine, problem and str(problem)))
+    if problem is not None:
+        raise problem
+    for rank, ((host, _), its_problem) in enumerate(told):
+        if its_problem is not None:
+            raise DistributedError(f"rank {rank} on host {host}: {its_problem}")
+    everyone = [place for place, _ in told]
     if not any(visible for _, visible in everyone):
-        return None
+        return name
     chosen = choose(everyone, share)
     for rank, (host, visible) in enumerate(everyone):
         if chosen[rank] is None and not visible:
@@ -78,7 +90,7 @@ def own(communicator, seen: list[int], share: bool) -> int | None:
                 f"that it sees ({', '.join(gpu.bus for gpu in visible)}) "
                 f"are taken by rank {', '.join(map(str, others))}; {ADVICE}"
             )
-    return seen[chosen[communicator.rank]]
+    return f"cuda:{seen[chosen[communicator.rank]]}"
 
 
 class Report(NamedTuple):
@@ -161,17 +173,5 @@ def cuda_aware(MPI) -> bool:
     kinds = MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or ""
     if "cuda" in kinds.replace(":", ",").split(","):
         return True
-    for file in libraries():
-        query = getattr(ctypes.CDLL(file), "MPIX_Query_cuda_support", None)
-        if query is not None:
-            return query() == 1
-    return False
-
-
-def libraries() -> list[str]:
-    """The MPI libraries in this process."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    files = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
-    return sorted(file for file in files if Path(file).name.startswith("libmpi"))
+    query = getattr(ctypes.CDLL(MPI.__file__), "MPIX_Query_cuda_support", None)
+    return query is not None and query() == 1

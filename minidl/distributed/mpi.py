@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 
-from minidl.array.device import canonical_device, cupy_module, nccl_module, on_gpu
+from minidl.array.device import nccl_module, on_gpu
 from minidl.distributed import gpus
 from minidl.distributed.arrays import check_message
 from minidl.distributed.communicator import Communicator, Work
@@ -180,13 +180,7 @@ class MPICommunicator(Communicator):
         return super().replaying() if self._way is None else self._way.replaying()
 
     def place(self, device="auto"):
-        chosen = canonical_device(device)
-        seen = []
-        if chosen != "cpu":
-            index, count = int(chosen[5:]), cupy_module().cuda.runtime.getDeviceCount()
-            seen = [index] if ":" in str(device) else list(range(count))
-        number = gpus.own(self, seen, self.share_gpus)
-        return chosen if number is None else f"cuda:{number}"
+        return gpus.own(self, device, self.share_gpus)
 
     def _arrived(self, work):
         if work._handle.Test():

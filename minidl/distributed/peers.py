@@ -54,21 +54,25 @@ class Peers:
 
     def ended(self):
         """{rank: the number of the first collective that it does not join}, sorted."""
-        self._listen()
-        return dict(sorted(self._ended.items()))
+        with self._lock:
+            self._listen()
+            return dict(sorted(self._ended.items()))
 
     def elsewhere(self, call, number):
         """(rank, its call) for a rank that waits in another call in this one's place.
 
         Without one, None.
         """
-        for rank, calls in sorted(self._waits.items()):
-            if calls.get(number, str(call)) != str(call):
-                return rank, calls[number]
+        with self._lock:
+            for rank, calls in sorted(self._waits.items()):
+                if calls.get(number, str(call)) != str(call):
+                    return rank, calls[number]
 
     def waiting(self, number):
         """The other ranks that are known to have come as far."""
-        known = self._ended | {rank: max(waits) for rank, waits in self._waits.items()}
+        with self._lock:
+            known = {rank: max(waits) for rank, waits in self._waits.items()}
+            known |= self._ended
         return sorted(rank for rank, reached in known.items() if reached >= number)
 
     def missing(self, number):
@@ -91,14 +95,13 @@ class Peers:
         return [self.name(r) for r in range(self._mpi.size) if r not in known]
 
     def _listen(self):
-        with self._lock:
-            status = self._MPI.Status()
-            while self._mpi.iprobe(status=status):
-                ended, number, call = self._mpi.recv(source=status.source)
-                if ended:
-                    self._ended[status.source] = number
-                else:
-                    self._waits.setdefault(status.source, {})[number] = call
+        status = self._MPI.Status()
+        while self._mpi.iprobe(status=status):
+            ended, number, call = self._mpi.recv(source=status.source)
+            if ended:
+                self._ended[status.source] = number
+            else:
+                self._waits.setdefault(status.source, {})[number] = call
 
 
 class Lookout:
