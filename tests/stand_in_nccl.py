@@ -167,11 +167,13 @@ class NcclCommunicator:
 
     def abort(self):
         self._alive = False
+        sys.stderr.write("NCCL is aborted\n")
 
     def destroy(self):
         if self._alive:
             self._alive = False
-            self._mpi.Barrier()
+            self._mpi.Barrier()  # an error once MPI has ended
+            calls.append("destroy")
 
 
 def groupStart():  # noqa: N802

@@ -51,7 +51,8 @@ def start(name, way):
     with use_device(communicator.place("auto")):
         globals()[name](communicator)
     assert communicator.backend == (WAYS[way] or "nccl")
-    assert bool(stand_in_nccl.calls) == (communicator.backend == "nccl")
+    communicator.close()
+    assert stand_in_nccl.calls[-1:] == ["destroy"] * (communicator.backend == "nccl")
     print("passed\n", end="", flush=True)
 
 
@@ -425,6 +426,24 @@ def test_a_rank_that_does_not_replay_is_named():
     assert job.returncode == 1 and 1.5 < job.seconds < 15
     said = r"rank 0 has waited 1.5 s in replay a graph\(\) for rank 1 on host \S+; the"
     assert re.search(said, job.stderr), job.stderr
+
+
+def raise_on_one(c):
+    from stand_in import cupy as xp
+
+    x = xp.ones(3)
+    c.all_reduce(x)
+    if c.rank == 1:
+        raise KeyError("wrong on purpose")
+    c.all_reduce(x)
+
+
+@ranks
+def test_an_exception_aborts_nccl():
+    job = run(2, raise_on_one)
+    assert job.returncode == 1 and job.seconds < 15
+    assert job.stderr.count("Traceback") == 1 and "rank 1 of 2" in job.stderr
+    assert job.stderr.index("wrong on purpose") < job.stderr.index("NCCL is aborted")
 
 
 def leave(c):

@@ -160,10 +160,13 @@ class MPICommunicator(Communicator):
         # not where other ranks may send arrays of the host
         reports = self._gather_objects(self._pairs, call, own)
         way = gpus.way(reports, self._wanted, self.share_gpus)
-        if way == "staged" and self._wanted is None and self.rank == 0:
+        asked = self._wanted == "mpi" or self.share_gpus
+        if way == "staged" and not asked and self.rank == 0:
             warnings.warn(
-                "arrays on GPUs travel through the memory of the hosts: NCCL needs a "
-                "GPU for each rank, and on all of them its library where CuPy finds it",
+                "arrays on GPUs travel through the memory of the hosts: NCCL is not "
+                "where CuPy finds it on all ranks (pip install nvidia-nccl-cu12, or "
+                "-cu13)",
+                RuntimeWarning,
                 stacklevel=2,
             )
         if way == "nccl":

@@ -27,8 +27,6 @@ LAST_SECONDS = 5.0  # for NCCL to end in: it waits for graphs that still hold it
 class NCCL:
     """This rank's part in NCCL's collectives; `uid` is the same on all ranks."""
 
-    name = "nccl"
-
     def __init__(self, communicator, peers, device: int, uid: bytes):
         self._communicator = communicator
         self._nccl = nccl_module()

@@ -94,8 +94,6 @@ class Staged:
     whether this MPI reads and writes device memory.
     """
 
-    name = "mpi"
-
     def __init__(self, communicator, requests, device: int, direct: bool = False):
         self._communicator, self._requests = communicator, requests
         self._direct = direct
