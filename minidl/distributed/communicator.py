@@ -160,11 +160,12 @@ class Communicator:
         self._send_receive(call, outgoing, dst, incoming, src)
         return incoming
 
-    def place(self, device: str | None = "auto") -> str:
+    def place(self, device: str | None = "auto", share: bool | None = None) -> str:
         """The device of this rank, "cpu" or "cuda:N": call it on all ranks.
 
         `device` is a name that minidl.tensor takes. Of several GPUs, every rank of a
-        host gets its own, in the order of the ranks.
+        host gets its own, in the order of the ranks. `share` lets ranks have one
+        together (None: as `init` was told).
         """
         return canonical_device(device)
 

@@ -1,10 +1,10 @@
 """Which GPU a rank takes, and by which way the arrays on the ranks' GPUs travel."""
 
-import ctypes
 from typing import NamedTuple
 
 from minidl.array.device import canonical_device, cupy_module, nccl_module
-from minidl.array.errors import DependencyError, DeviceError, DistributedError
+from minidl.array.errors import DependencyError, DistributedError
+from minidl.distributed.library import cuda_aware
 
 SHARED_NCCL = 23000  # the first NCCL in which ranks may share a GPU
 ADVICE = (
@@ -55,18 +55,20 @@ def choose(everyone: list[tuple[str, list[Gpu]]], share: bool) -> list[int | Non
 def own(communicator, device: str | None, share: bool) -> str:
     """The device of this rank, for a name that may stand for any GPU.
 
-    Raises, on every rank, DeviceError or DistributedError where one has none.
+    Raises, on every rank, what it met itself, or DistributedError, where one has none.
     """
-    problem, seen = None, []
+    problem, seen, mine = None, [], []
     try:
         name = canonical_device(device)
         if name != "cpu":
             count = cupy_module().cuda.runtime.getDeviceCount()
             seen = [int(name[5:])] if ":" in str(device) else list(range(count))
-    except DeviceError as error:
+        mine = [Gpu.number(index) for index in seen]
+    except RuntimeError as error:  # a DeviceError, or CUDA's own
         problem = error
-    mine = communicator.host, [Gpu.number(index) for index in seen]
-    told = communicator.all_gather_object((mine, problem and str(problem)))
+    told = communicator.all_gather_object(
+        ((communicator.host, mine), problem and str(problem))
+    )
     if problem is not None:
         raise problem
     for rank, ((host, _), its_problem) in enumerate(told):
@@ -76,21 +78,28 @@ def own(communicator, device: str | None, share: bool) -> str:
     if not any(visible for _, visible in everyone):
         return name
     chosen = choose(everyone, share)
-    for rank, (host, visible) in enumerate(everyone):
-        if chosen[rank] is None and not visible:
-            raise DistributedError(
-                f"rank {rank} on host {host} is to compute on its CPU, and others on "
-                "GPUs: give every rank a GPU, or use device 'cpu'"
-            )
-        if chosen[rank] is None:
-            others = [r for r, _ in enumerate(everyone) if chosen[r] is not None]
-            others = [r for r in others if everyone[r][0] == host]
-            raise DistributedError(
-                f"rank {rank} on host {host} would share a GPU: the {len(visible)} "
-                f"that it sees ({', '.join(gpu.bus for gpu in visible)}) "
-                f"are taken by rank {', '.join(map(str, others))}; {ADVICE}"
-            )
+    check_chosen(everyone, chosen)
     return f"cuda:{seen[chosen[communicator.rank]]}"
+
+
+def check_chosen(everyone: list[tuple[str, list[Gpu]]], chosen: list) -> None:
+    """Raise DistributedError for the first rank without a GPU."""
+    if None not in chosen:
+        return
+    rank = chosen.index(None)
+    host, visible = everyone[rank]
+    if not visible:
+        raise DistributedError(
+            f"rank {rank} on host {host} is to compute on its CPU, and others on GPUs: "
+            "give every rank a GPU, or use device 'cpu'"
+        )
+    others = [r for r, number in enumerate(chosen) if number is not None]
+    others = [str(r) for r in others if everyone[r][0] == host]
+    raise DistributedError(
+        f"rank {rank} on host {host} would share a GPU: the {len(visible)} that it "
+        f"sees ({', '.join(gpu.bus for gpu in visible)}) are taken by rank "
+        f"{', '.join(others)}; {ADVICE}"
+    )
 
 
 class Report(NamedTuple):
@@ -161,17 +170,3 @@ def way(reports: list[Report], wanted: str | None, share: bool) -> str:
             f'{SHARED_NCCL} or newer, or init("mpi")'
         )
     return "nccl"
-
-
-def cuda_aware(MPI) -> bool:
-    """Whether the MPI library says that it reads and writes device memory.
-
-    To try would end a process whose MPI does not. It is asked by the function that
-    MPICH, Open MPI and their relatives have for this, or, as of MPI 4.1, by the kinds
-    of memory that it lists.
-    """
-    kinds = MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or ""
-    if "cuda" in kinds.replace(":", ",").split(","):
-        return True
-    query = getattr(ctypes.CDLL(MPI.__file__), "MPIX_Query_cuda_support", None)
-    return query is not None and query() == 1

@@ -182,8 +182,8 @@ class MPICommunicator(Communicator):
     def replaying(self):
         return super().replaying() if self._way is None else self._way.replaying()
 
-    def place(self, device="auto"):
-        return gpus.own(self, device, self.share_gpus)
+    def place(self, device="auto", share=None):
+        return gpus.own(self, device, self.share_gpus if share is None else share)
 
     def _arrived(self, work):
         if work._handle.Test():
