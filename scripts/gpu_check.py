@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import gpu_adam  # noqa: E402
 import gpu_benchmarks  # noqa: E402
 import gpu_checks  # noqa: E402
+import gpu_communication  # noqa: E402
 import gpu_products  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_steps  # noqa: E402
@@ -34,14 +35,15 @@ from minidl.array.device import canonical_device, cupy_module  # noqa: E402
 from minidl.array.errors import DeviceError  # noqa: E402
 
 SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
-    "kernels": (gpu_checks.kernels, 90),
-    "windows": (gpu_checks.windows, 40),
-    "products": (gpu_products.products, 45),
-    "training": (gpu_checks.training, 30),
-    "tests": (gpu_tests.tests, 160),
-    "adam": (gpu_adam.adam, 45),
+    "kernels": (gpu_checks.kernels, 75),
+    "windows": (gpu_checks.windows, 30),
+    "products": (gpu_products.products, 40),
+    "training": (gpu_checks.training, 25),
+    "tests": (gpu_tests.tests, 120),
+    "adam": (gpu_adam.adam, 40),
     "elementwise": (gpu_benchmarks.elementwise, 20),
-    "steps": (gpu_steps.steps, 70),
+    "steps": (gpu_steps.steps, 65),
+    "communication": (gpu_communication.communication, 60),
 }
 
 

@@ -65,10 +65,10 @@ def count(name, size, length):
         tally = [0, 0, 0]
         plain = communicator._send_receive
 
-        def counted(outgoing, dst, incoming, src):
+        def counted(call, outgoing, dst, incoming, src):
             tally[0] += 1
             tally[1] += (outgoing if dst is not None else incoming).nbytes
-            plain(outgoing, dst, incoming, src)
+            plain(call, outgoing, dst, incoming, src)
 
         communicator._send_receive = counted
         ALGORITHMS[name](communicator, np.ones(length))

@@ -1,7 +1,6 @@
 """The collectives: the same checks alone, on simulated ranks and under mpiexec."""
 
 import threading
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from minidl import distributed
-from minidl.distributed import Alone, Simulated, arrays, init
+from minidl.distributed import Alone, Simulated, init
 
 TOLERANCE = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-14}
 
@@ -197,36 +196,6 @@ def check_functions_speak_for_the_communicator(c):
 CHECKS = [check for name, check in globals().items() if name.startswith("check_")]
 
 
-def check_device_arrays_travel_through_the_host(c):
-    """With a stand-in for CuPy's arrays, whose memory NumPy cannot reach."""
-
-    class DeviceArray:
-        __module__ = "cupy"
-
-        def __init__(self, values):
-            self._values = np.array(values)
-            self.dtype, self.shape = self._values.dtype, self._values.shape
-            self.size, self.flags = self._values.size, self._values.flags
-
-        def get(self):
-            return self._values.copy()
-
-        def set(self, values):
-            assert (values.dtype, values.shape) == (self.dtype, self.shape)
-            self._values[...] = values
-
-    with mock.patch.object(arrays, "is_array", return_value=True):
-        for dtype in ("float16", "float32"):
-            for op, expected in (("sum", 6), ("avg", 3), ("max", 4)):
-                a = DeviceArray(np.full((2, 2), 2 * (c.rank + 1), dtype))
-                assert (c.all_reduce(a, op).get() == expected).all()
-        a = DeviceArray([c.rank])
-        assert c.broadcast(a, src=1).get() == 1
-        both = DeviceArray([0, 0])
-        assert c.all_gather(both, DeviceArray([c.rank + 5])).get().tolist() == [5, 6]
-        assert c.reduce_scatter(a, both).get() == [10, 12][c.rank]
-
-
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_alone(check):
     check(Alone())
@@ -243,8 +212,6 @@ def on_mpi_ranks(communicator):
     assert init() is communicator and init("mpi") is communicator
     for check in CHECKS:
         check(communicator)
-    if communicator.size == 2:
-        check_device_arrays_travel_through_the_host(communicator)
     rng = np.random.default_rng(communicator.rank)
     sums = [
         communicator.all_reduce(rng.standard_normal(n).astype("float32")).tobytes()

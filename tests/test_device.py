@@ -1,6 +1,7 @@
 """Devices by name, threads by number."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -74,6 +75,32 @@ def test_default_number_of_threads(variables, number, monkeypatch):
     else:
         assert "cores may be used" in why
         assert ("by 999 ranks on this host" in why) == bool(variables)
+
+
+@pytest.mark.parametrize(
+    "own, launcher, number",
+    [(4, 32, 4), (16, 32, 4), (32, 32, 4), (1, 32, 1), (2, 2, 1)],
+    ids=["its share", "a socket", "not bound", "a core", "too few"],
+)
+def test_a_rank_that_is_bound_does_not_divide_twice(own, launcher, number, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MPI_LOCALNRANKS", "8")
+    cores = {0: range(own), os.getppid(): range(launcher)}
+    monkeypatch.setattr(os, "sched_getaffinity", cores.get)
+    found, why = threads._default()
+    assert found == number
+    assert ("to which this rank is bound" in why) == (own < launcher and own <= 4)
+
+
+def test_a_script_around_a_rank_is_not_its_launcher(monkeypatch):
+    code = "from minidl.array import threads; print(threads._cores_of_launcher())"
+    one = (
+        f"taskset -c {min(os.sched_getaffinity(0))}" if shutil.which("taskset") else ""
+    )
+    line = f"PMI_RANK=0 {one} sh -c '{sys.executable} -c \"{code}\"; true'"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.check_output(line, env=environment, text=True, shell=True)
+    assert int(said) == len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(params=[1, 3])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 from ranks import ROOT, environment, run_ranks
@@ -169,17 +170,17 @@ def test_a_library_that_is_not_there_has_no_version(error):
 
 
 def test_a_device_that_fails_is_a_sentence(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("cudaErrorUnknown")
 
-    monkeypatch.setattr(doctor, "place", fail)
+    monkeypatch.setattr(Alone, "place", fail)
     found = doctor.chosen_device(Alone(), "auto")
     assert found == {"name": None, "problem": "cudaErrorUnknown"}
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise DeviceError("too few")
 
-    monkeypatch.setattr(doctor, "place", refuse)
+    monkeypatch.setattr(Alone, "place", refuse)
     assert doctor.chosen_device(Alone(), "auto")["problem"] == "too few"
 
 
@@ -302,9 +303,18 @@ def test_an_mpi_that_takes_device_memory():
     library = compiler.load(source)
     if library is None:
         pytest.skip("no C++ compiler")
-    assert cuda_aware(library._name)
-    assert not cuda_aware(compiler.load(inventory.TRIAL)._name)
-    assert not cuda_aware("/nowhere.so")
+    assert cuda_aware(mpi_of(library._name))
+    assert not cuda_aware(mpi_of(compiler.load(inventory.TRIAL)._name))
+    assert not cuda_aware(mpi_of("/nowhere.so"))
+    assert cuda_aware(mpi_of("/nowhere.so", "mpi,system,cuda:device"))
+    assert not cuda_aware(mpi_of("/nowhere.so", "mpi,system"))
+
+
+def mpi_of(library, kinds=None):
+    """What stands for mpi4py.MPI."""
+    info = {"mpi_memory_alloc_kinds": kinds}
+    world = SimpleNamespace(Get_info=lambda: info)
+    return SimpleNamespace(__file__=library, COMM_WORLD=world)
 
 
 DOCTOR = "import sys; from minidl.train.command_line import main; sys.exit(main({}))"

@@ -159,7 +159,13 @@ if communicator.rank == 1:
     if sys.argv[1] == "is stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
 communicator.doing = "step 4 of epoch 1"
-if sys.argv[1] != "does not end":
+if sys.argv[1] == "does not send":
+    if communicator.rank == 1:
+        time.sleep(60)
+    if communicator.rank == 0:
+        communicator.recv(np.zeros(2), src=1)
+    communicator.barrier()
+elif sys.argv[1] != "does not end":
     communicator.barrier()
 elif communicator.rank == 1:
     time.sleep(60)
@@ -167,7 +173,9 @@ elif communicator.rank == 1:
 
 
 @mpi
-@pytest.mark.parametrize("how", ["sleeps", "is stopped", "does not end"])
+@pytest.mark.parametrize(
+    "how", ["sleeps", "is stopped", "does not end", "does not send"]
+)
 def test_a_rank_that_does_not_come_ends_all_after_the_timeout(how):
     run = run_ranks(3, TIMEOUT, how)
     assert run.returncode == 1 and 1.5 < run.seconds < 15
@@ -175,8 +183,11 @@ def test_a_rank_that_does_not_come_ends_all_after_the_timeout(how):
     if how == "does not end":
         said = r"rank 0 has waited 1.5 s at the end for rank 1 on host \S+"
     else:
+        call = r"barrier\(\)"
+        if how == "does not send":
+            call = r"send_receive\(from rank 1\)"
         said = (
-            r"rank 0 has waited 1.5 s in barrier\(\) for rank 1 on host \S+; "
+            rf"rank 0 has waited 1.5 s in {call} for rank 1 on host \S+; "
             r"the last thing that all ranks did together: "
             r"all_reduce\(sum, float64, shape \(2,\)\) in step 3 of epoch 1$"
         )
@@ -192,9 +203,21 @@ def run_out_of_memory(communicator):
     communicator.all_reduce(np.zeros(3))
 
 
+def run_out_of_device_memory(communicator):
+    memory = pytest.importorskip("cupy.cuda.memory")
+    communicator.barrier()
+    communicator.doing = "step 1 of epoch 1"
+    if communicator.rank == 2:
+        raise memory.OutOfMemoryError(2**40, 2**30, 2**37)
+    communicator.all_reduce(np.zeros(3))
+
+
 @mpi
-def test_a_rank_without_memory_ends_all():
-    run = run_ranks(3, run_out_of_memory)
+@pytest.mark.parametrize("function", [run_out_of_memory, run_out_of_device_memory])
+def test_a_rank_without_memory_ends_all(function):
+    if function is run_out_of_device_memory:
+        pytest.importorskip("cupy")
+    run = run_ranks(3, function)
     assert run.returncode == 1 and run.seconds < 15
     where = r"^rank 2 of 3 on host \S+, in step 1 of epoch 1: "
     assert re.search(where + "out of memory: use a smaller batch", run.stderr, re.M)
@@ -395,8 +418,8 @@ def test_launchers_are_known_by_their_environment(environ, expected):
 
 
 def test_init_refuses_an_unknown_backend():
-    with pytest.raises(ValueError, match="'nccl'"):
-        init("nccl")
+    with pytest.raises(ValueError, match="'gloo'"):
+        init("gloo")
 
 
 def test_simulated_raises_the_exception_and_names_the_rank():

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ranks import why_no_ranks
 
 from minidl import nn
 from minidl.array import cudnn_plans
@@ -31,6 +32,7 @@ def scripts(monkeypatch):
     import gpu_benchmarks
     import gpu_check
     import gpu_checks
+    import gpu_communication
     import gpu_report
     import gpu_steps
     import gpu_tests
@@ -39,6 +41,7 @@ def scripts(monkeypatch):
         check=gpu_check,
         checks=gpu_checks,
         adam=gpu_adam,
+        communication=gpu_communication,
         benchmarks=gpu_benchmarks,
         report=gpu_report,
         steps=gpu_steps,
@@ -101,6 +104,31 @@ def test_an_exception_in_a_section_is_its_last_row(scripts, tmp_path):
     scripts.check.write_rows(section(), tmp_path / "rows")
     first, second = map(json.loads, (tmp_path / "rows").read_text().splitlines())
     assert first["ok"] and not second["ok"] and "on the way" in second["error"]
+
+
+# --- communication
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_ranks_communicate(scripts):
+    if reason := why_no_ranks():
+        pytest.skip(reason)
+    rows = list(scripts.communication.communication(np, True))
+    assert len(rows) > 40 and all(row["ok"] is not False for row in rows)
+    assert {row["name"].partition(":")[0] for row in rows} == {"MPI, 2 ranks"}
+
+
+def test_a_job_that_fails_is_a_row(scripts, monkeypatch):
+    arguments = "mpi", "cpu", True
+    launcher = [sys.executable, "-c", 'print(\'{"name": "a"}\'); 1 / 0']
+    first, last = scripts.communication.job("job", launcher, *arguments)
+    assert first["name"] == "job: a" and last["ok"] is False
+    assert "ZeroDivisionError" in last["error"]
+    monkeypatch.setattr(scripts.communication, "SECONDS", 0.5)
+    launcher = [sys.executable, "-c", "import time; time.sleep(60)"]
+    (last,) = scripts.communication.job("job", launcher, *arguments)
+    assert "not done after 0.5 s" in last["error"]
 
 
 # --- the report

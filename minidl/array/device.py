@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy
 
@@ -29,6 +30,18 @@ def cupy_module() -> ModuleType | None:
 
 
 @cache
+def nccl_module() -> ModuleType | None:
+    """CuPy's binding of NCCL, where CuPy and that library are there."""
+    try:
+        with catch_warnings():  # CuPy warns where there is no library
+            simplefilter("ignore")
+            from cupy.cuda import nccl
+    except ImportError:
+        return None
+    return nccl if nccl.available else None
+
+
+@cache
 def gpu_available() -> bool:
     """Whether CuPy is installed and finds a CUDA device."""
     try:
@@ -48,7 +61,8 @@ def array_module(*arrays: Array) -> ModuleType:
 
 def on_gpu(array: Array) -> bool:
     """Whether this is a CuPy array."""
-    return type(array).__module__.partition(".")[0] == "cupy"
+    kind = type(array)
+    return kind is not numpy.ndarray and kind.__module__.partition(".")[0] == "cupy"
 
 
 def is_array(value: Any) -> bool:

@@ -20,6 +20,7 @@ _RANKS_HERE = (  # set by the launchers: how many ranks run on this host
     "SLURM_NTASKS_PER_NODE",
     "SLURM_TASKS_PER_NODE",
 )
+_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 _inside = threading.local()
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -32,17 +33,39 @@ def _default() -> tuple[int, str]:
     wanted = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
     if wanted:
         return max(1, int(wanted[0])), "as OMP_NUM_THREADS says"
-    total = os.cpu_count() or 1
-    cores = total
+    own = together = total = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    why = f"{cores} of {total} cores may be used"
+        own, together = len(os.sched_getaffinity(0)), _cores_of_launcher()
+    why = f"{own} of {total} cores may be used"
     for name in _RANKS_HERE:
         ranks = re.match(r"\d+", os.environ.get(name, ""))  # Slurm writes "4(x2)"
         if ranks:
             here = max(1, int(ranks[0]))
-            return max(1, cores // here), f"{why}, by {here} ranks on this host"
-    return cores, why
+            share = max(1, together // here)
+            if own <= share and own < together:  # what it has is divided already
+                return own, f"{why}, to which this rank is bound"
+            return min(own, share), f"{why}, by {here} ranks on this host"
+    return own, why
+
+
+def _cores_of_launcher() -> int:
+    """How many cores the process may use that has started the ranks of this host.
+
+    It is the nearest above this one that is no rank itself, as a script around
+    Python is.
+    """
+    rank = next((f"\0{name}=".encode() for name in _RANK if name in os.environ), None)
+    process = os.getppid()
+    try:
+        while rank and rank in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
+            stat = Path(f"/proc/{process}/stat").read_text()
+            process = int(stat.rpartition(")")[2].split()[1])
+    except OSError:
+        pass  # of another user, so no rank of this one
+    try:
+        return len(os.sched_getaffinity(process))
+    except OSError:
+        return len(os.sched_getaffinity(0))
 
 
 _threads, _why = _default()

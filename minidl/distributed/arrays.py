@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.array.device import is_array, on_gpu
+from minidl.array.device import device_of, is_array, on_gpu
 
 OPS = {"sum": np.add, "avg": np.add, "max": np.maximum, "min": np.minimum}
 KINDS = {
@@ -31,13 +31,15 @@ class Call(NamedTuple):
     """One collective as a rank calls it: what ranks must agree on."""
 
     name: str
-    detail: str | int = ""  # the operation, or the source rank
+    detail: str = ""  # the operation, or the source rank
     dtype: np.dtype | str = ""
     shape: tuple[int, ...] | None = None
+    where: str = ""  # "GPU" for arrays that are there
 
     def __str__(self):
         shape = "" if self.shape is None else f"shape {self.shape}"
-        return f"{self.name}({', '.join(filter(None, [*map(str, self[1:3]), shape]))})"
+        words = [self.detail, str(self.dtype), shape, self.where]
+        return f"{self.name}({', '.join(filter(None, words))})"
 
 
 def check(name, *arrays):
@@ -76,6 +78,11 @@ def check_op(name, op, array):
 
 def check_blocks(name, whole, part, size):
     """Refuse arrays that are not one flat array and its `size` equal parts."""
+    if device_of(whole) != device_of(part):
+        raise ValueError(
+            f"{name} needs its two arrays on one device, and got them on "
+            f"{device_of(whole)} and {device_of(part)}"
+        )
     if whole.dtype != part.dtype or whole.size != size * part.size:
         raise ValueError(
             f"{name} over {size} ranks needs an array of {size} x {part.size} "
@@ -90,16 +97,6 @@ def check_message(array, nbytes, src):
             f"rank {src} has sent {nbytes} bytes, and the array that should receive "
             f"them has {array.nbytes}"
         )
-
-
-def store(array, values):
-    """Write host `values` into `array`, rounding to its dtype."""
-    if array is values:
-        return
-    if on_gpu(array):
-        array.set(values.reshape(array.shape).astype(array.dtype, copy=False))
-    else:
-        array[...] = values.reshape(array.shape)
 
 
 def accumulator(dtype):

@@ -19,7 +19,7 @@ def get_world_size() -> int:
 
 
 def get_backend() -> str:
-    """The name of the backend: "alone", "mpi" or "simulated"."""
+    """The name of the backend: "alone", "mpi", "nccl" or "simulated"."""
     return init().backend
 
 

@@ -3,8 +3,10 @@
 import socket
 import sys
 from collections import deque
+from contextlib import nullcontext
 from contextvars import ContextVar
 
+from minidl.array.device import canonical_device, on_gpu
 from minidl.distributed.arrays import (
     Call,
     check,
@@ -53,10 +55,14 @@ class Communicator:
     """The ranks of a job, seen from one of them.
 
     Every rank calls the same collectives in the same order, from one thread. Arrays
-    are NumPy's or CuPy's, C-contiguous, of a float, integer or bool dtype; float16
-    and bfloat16 are summed in float32 and rounded once. `op` is "sum", "avg" (floats
-    only), "max" or "min" (both propagate NaN). The same ranks and inputs give the
-    same bits, and every rank gets the same bits.
+    are NumPy's or CuPy's, on all ranks alike, C-contiguous, of a float, integer or
+    bool dtype; float16 and bfloat16 are summed in float32 and rounded once. `op` is
+    "sum", "avg" (floats only), "max" or "min" (both propagate NaN). The same ranks
+    and inputs give the same bits, and every rank gets the same bits. (NCCL has other
+    rules for halves and NaN: see `nccl.py`.)
+
+    Of an array on a GPU, "until the result is there" means until what is asked of the
+    current stream from then on will find it: the host does not wait.
 
     A backend gives `_all_reduce`, `_broadcast`, `_reduce_scatter`, `_all_gather` and
     `_barrier`, each of which returns a Work, `_all_gather_object`, and for works
@@ -147,15 +153,26 @@ class Communicator:
         Messages between two ranks arrive in order. Where `dst` or `src` is None,
         that half does not take place.
         """
-        self._call("send_receive")  # refuses a closed communicator
+        halves = (("to", dst), ("from", src))
+        halves = [f"{way} rank {rank}" for way, rank in halves if rank is not None]
+        call = self._call("send_receive", ", ".join(halves))
         for name, array, rank in (("send", outgoing, dst), ("recv", incoming, src)):
             if rank is not None:
                 self._check_rank(name, rank)
                 check(name, array)
         if src is not None:
             check_writable("recv", incoming)
-        self._send_receive(outgoing, dst, incoming, src)
+        self._send_receive(call, outgoing, dst, incoming, src)
         return incoming
+
+    def place(self, device: str | None = "auto", share: bool | None = None) -> str:
+        """The device of this rank, "cpu" or "cuda:N": call it on all ranks.
+
+        `device` is a name that minidl.tensor takes. Of several GPUs, every rank of a
+        host gets its own, in the order of the ranks. `share` lets ranks have one
+        together (None: as `init` was told).
+        """
+        return canonical_device(device)
 
     def barrier(self) -> None:
         """Return when every rank has called it."""
@@ -175,6 +192,13 @@ class Communicator:
         """Let collectives under way progress, and complete those that can."""
         while self._outstanding and self._arrived(self._outstanding[0]):
             self._complete_first()
+
+    def replaying(self):
+        """A context for launching a CUDA graph that has collectives in it.
+
+        All ranks enter it. One that stalls is then noticed, as in a collective.
+        """
+        return nullcontext()
 
     def abort(self, status: int = 1) -> None:
         """End the job on all ranks, at once."""
@@ -203,7 +227,8 @@ class Communicator:
             raise RuntimeError(f"{name} on a communicator that has been closed")
         if array is None:
             return Call(name, detail)
-        return Call(name, detail, array.dtype, array.shape)
+        where = "GPU" if on_gpu(array) else ""
+        return Call(name, detail, array.dtype, array.shape, where)
 
     def _check_rank(self, name, src):
         if not 0 <= src < self.size:
@@ -244,7 +269,7 @@ class Alone(Communicator):
     def _all_gather_object(self, call, obj):
         return [obj]
 
-    def _send_receive(self, outgoing, dst, incoming, src):
+    def _send_receive(self, call, outgoing, dst, incoming, src):
         if dst is None or src is None:
             raise RuntimeError("a lone rank has no other to send to or receive from")
         incoming[...] = outgoing.reshape(incoming.shape)

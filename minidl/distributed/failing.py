@@ -33,7 +33,8 @@ def describe(exception, rank, size, host, doing=""):
     if isinstance(exception, MinidlError):
         return f"{where} {exception}\n"
     said = f"{where}\n{''.join(traceback.format_exception(exception))}"
-    if isinstance(exception, MemoryError):
+    full = "cudaErrorMemoryAllocation" in str(exception)  # CUDA's own, not CuPy's
+    if full or isinstance(exception, MemoryError):
         said += f"{where} out of memory: use a smaller batch, or more ranks\n"
     return said
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import minidl
+from minidl.array.device import canonical_device
 from minidl.array.errors import DependencyError, DistributedError
 from minidl.distributed import failing
 from minidl.distributed.communicator import Alone, Communicator, simulated
@@ -55,18 +56,26 @@ def launched(environ=os.environ) -> Launch | None:
     return None
 
 
-def init(backend: str | None = None, timeout: float = TIMEOUT) -> Communicator:
-    """The communicator of this process: MPI under a launcher, otherwise Alone.
+def init(
+    backend: str | None = None,
+    timeout: float = TIMEOUT,
+    share_gpus: bool | None = None,
+) -> Communicator:
+    """The communicator of this process: of several ranks under a launcher, or Alone.
 
-    `backend` is None (choose), "alone" or "mpi". A rank that has waited `timeout`
-    seconds for another, be it to start, ends the job. A second call returns the same
-    communicator. On several ranks, an exception that nobody catches ends the job on
-    all of them from now on. Raises DependencyError without mpi4py, and
-    DistributedError, on every rank, when ranks run different code.
+    `backend` is "alone", "mpi", "nccl" (what is on the host still travels by MPI), or
+    None: NCCL for arrays on GPUs, where each rank has a GPU of its own and that
+    library, and otherwise MPI. A rank that has waited `timeout` seconds for another,
+    be it to start, ends the job. `share_gpus` lets several ranks use one GPU, which
+    otherwise is an error (None: as the environment's MINIDL_SHARE_GPUS says, 0 or 1).
+
+    A second call returns the same communicator. On several ranks, an exception that
+    nobody catches ends the job on all of them from now on. Raises DependencyError
+    without mpi4py, and DistributedError, on every rank, when ranks run different code.
     """
     global _communicator
-    if backend not in (None, "alone", "mpi"):
-        raise ValueError(f'backend is "alone", "mpi" or None, not {backend!r}')
+    if backend not in (None, "alone", "mpi", "nccl"):
+        raise ValueError(f'backend is "alone", "mpi", "nccl" or None, not {backend!r}')
     if simulated.get() is not None:
         return simulated.get()
     if _communicator is not None and not _communicator.closed:
@@ -76,9 +85,14 @@ def init(backend: str | None = None, timeout: float = TIMEOUT) -> Communicator:
                 f"started {_communicator.backend!r}"
             )
         return _communicator
-    if backend is None:
-        backend = "mpi" if launched() else "alone"
-    _communicator = start_mpi(timeout) if backend == "mpi" else Alone()
+    if backend == "alone" or backend is None and not launched():
+        _communicator = Alone()
+    else:
+        if share_gpus is None:
+            share_gpus = os.environ.get("MINIDL_SHARE_GPUS", "0") not in ("", "0")
+        _communicator = start_mpi(timeout, backend, share_gpus)
+    if backend == "nccl":
+        canonical_device("cuda")  # raises DeviceError where there is none
     return _communicator
 
 
@@ -89,12 +103,12 @@ def is_initialized() -> bool:
     return _communicator is not None and not _communicator.closed
 
 
-def start_mpi(timeout) -> Communicator:
+def start_mpi(timeout, backend, share_gpus) -> Communicator:
     """Start MPI, and check the ranks against each other."""
     launch = launched() or Launch("no launcher", 0, 1)
     witness = Witness(launch.rank, launch.size)
     MPI = wait_for_all_ranks_to_start(launch, timeout)
-    communicator = MPICommunicator(MPI, timeout, witness)
+    communicator = MPICommunicator(MPI, timeout, witness, backend, share_gpus)
     if communicator.size > 1:
         failing.install(communicator)
         if isinstance(sys.stdout, TextIOWrapper):

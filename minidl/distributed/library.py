@@ -18,18 +18,22 @@ def mpi_facts() -> dict:
     return {
         "MPI": f"{vendor} {'.'.join(map(str, numbers))}",
         "mpi4py": mpi4py.__version__,
-        "CUDA-aware": cuda_aware(MPI.__file__),
+        "CUDA-aware": cuda_aware(MPI),
     }
 
 
-def cuda_aware(library: str) -> bool:
-    """Whether the MPI library behind this one says that it takes device memory.
+def cuda_aware(MPI) -> bool:
+    """Whether the MPI library behind mpi4py.MPI says that it takes device memory.
 
-    Asked by MPIX_Query_cuda_support, which MPICH and Open MPI have; trying would end
-    the process of one that does not.
+    Asked by MPIX_Query_cuda_support, which MPICH and Open MPI have, or, as of MPI 4.1,
+    by the kinds of memory that it lists; trying would end the process of one that does
+    not. Call it once MPI has started.
     """
+    kinds = MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or ""
+    if "cuda" in kinds.replace(":", ",").split(","):
+        return True
     try:
-        query = ctypes.CDLL(library).MPIX_Query_cuda_support
+        query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
     except (OSError, AttributeError):
         return False
-    return bool(query())
+    return query() == 1

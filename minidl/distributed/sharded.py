@@ -105,7 +105,7 @@ class ShardedExchange(BucketedExchange):
         for bucket in self.buckets:
             bucket.receive()
         own = [bucket.gradients[bucket.own] for bucket in self.buckets]
-        total, present = self.agree(count, not all(map(finite, own)))
+        total, present = self.agree(count, not finite(own))
         for gradients in own:
             divide(out=gradients, count=total)
         there = {
@@ -136,7 +136,10 @@ class ShardedExchange(BucketedExchange):
             self.gather(storage, storage.data)
 
 
-def finite(array) -> bool:
-    """Whether all elements are; without an array of answers."""
-    xp = array_module(array)
-    return bool(xp.isfinite(array.max()) & xp.isfinite(array.min()))
+def finite(arrays) -> bool:
+    """Whether all elements of all arrays are; without an array of answers."""
+    if not arrays:
+        return True
+    xp = array_module(*arrays)
+    good = [xp.isfinite(end) for a in arrays for end in (a.max(), a.min())]
+    return bool(xp.stack(good).all())  # one wait for all of them

@@ -168,7 +168,7 @@ class SimulatedRank(Communicator):
     def _barrier(self, call):
         return self._begin(call, None, list, lambda result: None)
 
-    def _send_receive(self, outgoing, dst, incoming, src):
+    def _send_receive(self, call, outgoing, dst, incoming, src):
         if dst is not None:
             self._meeting.post(self.rank, dst, outgoing.copy())
         if src is not None:

@@ -33,7 +33,6 @@ from minidl.train.collective_bench import timed
 from minidl.train.findings import PACKAGES, hints, problems
 from minidl.train.flags import add_device, number
 from minidl.train.output import tell
-from minidl.train.recipe import place
 
 SIZES = [8, 4096, 262144, 4 << 20]  # bytes
 SECONDS = 60.0  # until a doctor that waits gives up
@@ -141,7 +140,7 @@ def chosen_device(communicator: Communicator | None, device: str) -> dict:
     try:
         if communicator is None:
             return device_facts("cpu")
-        return device_facts(place(device, communicator))
+        return device_facts(communicator.place(device, share=True))  # told later
     except (MinidlError, RuntimeError) as error:  # the latter: CUDA's
         return {"name": None, "problem": str(error)}
 

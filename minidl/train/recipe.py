@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minidl import __version__
-from minidl.array.device import canonical_device, use_device
+from minidl.array.device import use_device
 from minidl.array.errors import CheckpointError, UsageError
 from minidl.array.random import manual_seed
 from minidl.array.sampling import Sampler
@@ -108,11 +108,8 @@ def build_optimizer(settings: Settings, model: Module) -> Optimizer:
 
 
 def place(device: str, communicator: Communicator) -> str:
-    """The device of this rank: of several GPUs on a host, the one of its local rank."""
-    chosen = canonical_device(device)
-    if chosen == "cpu" or communicator.local_size == 1:
-        return chosen
-    return canonical_device(f"cuda:{communicator.local_rank}")
+    """The device of this rank, agreed on with the others."""
+    return communicator.place(device)
 
 
 def loader_of(dataset: Dataset, settings, communicator, scaling, device, train: bool):
