@@ -220,6 +220,7 @@ def remove() -> None:
         if module is not None:
             sys.modules[name] = module
     _switch(_here, _kept.pop("available"))
+    memory.default_pool.free_all_blocks()
 
 
 def reset() -> None:
