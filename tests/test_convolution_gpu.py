@@ -10,6 +10,8 @@ import pytest
 from test_cuda_compile import compile_together, nvrtc  # noqa: F401
 from test_raw_convolution import direct, normal
 
+import minidl as md
+from minidl import nn, optim
 from minidl.array import convolution_columns, cublas, cudnn, cudnn_plans
 from minidl.array.convolution import (
     conv_forward,
@@ -282,3 +284,40 @@ def test_an_empty_batch(stand_in, frontend):
     assert not conv_weight_gradient(gy, x, w.shape, *geometry).get().any()
     assert conv_input_gradient(gy, w, x.shape, *geometry).shape == x.shape
     assert not cublas.library().calls
+
+
+def test_a_step_of_layers_is_captured(stand_in):
+    md.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 2, 1),
+        nn.Flatten(),
+        nn.Linear(2 * 4 * 4, 3),
+    ).to("cuda")
+    optim.SGD(model.parameters(), lr=1)  # flat storage
+    x = md.tensor(normal((5, 1, 8, 8)).astype("f4"), device="cuda")
+    cuda = stand_in.cupy.cuda
+
+    def step():
+        for p in model.parameters():
+            p.grad = None
+        model(x).square().sum().backward()
+
+    cuda.Device().synchronize()
+    stream, pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+    with stream, cuda.using_allocator(pool.malloc):
+        step()
+        want = [p.grad.numpy().copy() for p in model.parameters()]
+        stand_in.syncs.clear()
+        stream.begin_capture()
+        step()
+        graph = stream.end_capture()
+        assert not stand_in.syncs
+        for p in model.parameters():
+            p.gradient_view.fill(np.nan)
+        graph.launch(stream)
+        for p, gradient in zip(model.parameters(), want, strict=True):
+            np.testing.assert_array_equal(p.gradient_view.get(), gradient)
