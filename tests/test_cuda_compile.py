@@ -108,9 +108,9 @@ def nvrtc():
 
 def signatures(kernel):
     """The dtypes to compile it for."""
-    if kernel.body.needs_integer or kernel.compute is not None:
+    if kernel.body.needs_integer or kernel.compute == numpy.uint64:
         return ["uint64"]
-    return FLOATS
+    return FLOATS if kernel.compute is None else [kernel.compute.name]
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_a_kernel_of_the_package_as_cupy_writes_it(monkeypatch):
     rng = numpy.random.default_rng(0)
     arrays = [rng.normal(size=(5, 7)).astype("f4") for _ in range(3)]
     arrays.append(rng.uniform(size=(5, 7)).astype("f4"))
-    values = [1, 0.01, 0.02, 0.1, 0.001, numpy.full(1, 0.3), 1.5, 1e-8]
+    values = [0, 1, 0.01, 0.02, 0.1, 0.001, numpy.full(1, 0.3), 1.5, 1e-8]
     T, _, kinds = signature(kernel, arrays[:1], arrays[1:], values)
     here = type("cupy", (), {"ElementwiseKernel": ElementwiseKernel})
     monkeypatch.setattr(cuda, "cupy_module", lambda: here)
