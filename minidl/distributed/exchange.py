@@ -19,8 +19,15 @@ from minidl.distributed.communicator import Communicator
 from minidl.distributed.compression import compressed
 from minidl.nn.parameter import FlatStorage, Parameter, flat_storages
 
-# the count is a number, or an array of one element where the gradients are
-divide = Kernel("divide", outputs="g", scalars="count", body="g *= 1 / count;")
+by_count = Kernel("by_count", outputs="g", scalars="count", body="g *= 1 / count;")
+
+
+def divide(gradients, count) -> None:
+    """g /= count, a number, or an array of one element where the gradients are."""
+    if is_array(count):
+        by_count(out=gradients, count=count)
+    else:
+        gradients *= 1 / count
 
 
 class NaiveExchange:
@@ -50,7 +57,7 @@ class NaiveExchange:
                 gradient[...] = self.communicator.all_reduce(
                     compressed(gradient, self.half)
                 )
-                divide(out=gradient, count=total)
+                divide(gradient, total)
 
     def give_up(self) -> None:
         """Forget a step that has ended halfway."""
@@ -142,7 +149,7 @@ class BucketedExchange(NaiveExchange):
         total, present = self.agree(count)
         for bucket in self.buckets:
             bucket.receive()
-            divide(out=bucket.gradients, count=total)
+            divide(bucket.gradients, total)
         self.under_way = False
         for p, somewhere in zip(self.parameters, present, strict=True):
             if somewhere and p.grad is None:

@@ -107,7 +107,7 @@ class ShardedExchange(BucketedExchange):
         own = [bucket.gradients[bucket.own] for bucket in self.buckets]
         total, present = self.agree(count, not finite(own))
         for gradients in own:
-            divide(out=gradients, count=total)
+            divide(gradients, total)
         there = {
             p: somewhere for p, somewhere in zip(self.parameters, present, strict=True)
         }
