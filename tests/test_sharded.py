@@ -234,7 +234,7 @@ def test_on_a_device_nothing_is_waited_for(stand_in):
         model = DataParallel(small_cnn(np.float32).to(device), Alone(), BUCKETS)
         optimizer = make(model)
         x, y = (md.tensor(array[:8], device=device) for array in (images, labels))
-        for step in range(3):
+        for _ in range(3):
             optimizer.zero_grad()
             model.backward(F.cross_entropy(model(x), y))
             stand_in.reset()

@@ -7,7 +7,7 @@ Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Paramet
 Models", 2020, section 5.1: as much is sent as by an all-reduce.
 """
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, is_array
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.compression import compressed
 from minidl.distributed.exchange import Bucket, BucketedExchange, divide
@@ -105,7 +105,7 @@ class ShardedExchange(BucketedExchange):
         for bucket in self.buckets:
             bucket.receive()
         own = [bucket.gradients[bucket.own] for bucket in self.buckets]
-        total, present = self.agree(count, not finite(own))
+        total, present = self.agree(count, overflow(own, is_array(count)))
         for gradients in own:
             divide(gradients, total)
         there = {
@@ -136,10 +136,11 @@ class ShardedExchange(BucketedExchange):
             self.gather(storage, storage.data)
 
 
-def finite(arrays) -> bool:
-    """Whether all elements of all arrays are; without an array of answers."""
+def overflow(arrays, stay: bool):
+    """Whether an element is not finite; as 0 or 1 on the device, if it is to stay."""
     if not arrays:
-        return True
+        return False
     xp = array_module(*arrays)
     good = [xp.isfinite(end) for a in arrays for end in (a.max(), a.min())]
-    return bool(xp.stack(good).all())  # one wait for all of them
+    bad = ~xp.stack(good).all()
+    return bad.astype(xp.float32) if stay else bool(bad)  # one wait for all of them
