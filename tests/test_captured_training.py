@@ -42,6 +42,7 @@ def trained(out, graph: str, **more) -> tuple[dict, list]:
     return load_model(out / "model.safetensors")[0], kept
 
 
+@pytest.mark.slow
 def test_the_recipe_gives_the_same_either_way(stand_in, tmp_path, capsys):
     weights, metrics = trained(tmp_path / "off", "off")
     stand_in.reset()
@@ -53,6 +54,7 @@ def test_the_recipe_gives_the_same_either_way(stand_in, tmp_path, capsys):
     assert "not captured" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_stops_a_captured_training(stand_in, tmp_path, monkeypatch):
     weights, metrics = trained(tmp_path / "whole", "on")
     look = Trainer.look
