@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-import test_gpu_communicators as gpus
+from gpu_ranks import passed, run
 
 import minidl as md
 from minidl import nn, optim
@@ -13,20 +13,8 @@ from minidl.distributed import DataParallel, ShardedAdam
 from minidl.nn import functional as F
 from minidl.train import CapturedStep, train_step
 
-START = "import sys, test_captured_ranks as t; t.start(*sys.argv[1:])"
 # of 33 and 34 one rank's share is the same and another's is not: those of 34 stay apart
 COUNTS = [33] * 6 + [34] * 6 + [33, 34] * 4 + [20] * 6
-
-
-def start(name, way):
-    setattr(gpus, name, globals()[name])
-    gpus.start(name, way)
-
-
-def run(function, n, way):
-    pytest.importorskip("cupy")
-    job = gpus.run_ranks(n, START, function.__name__, way)
-    gpus.passed(job, n)
 
 
 def share(c, count):
@@ -108,16 +96,16 @@ def over_mpi(c):
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_ranks_replay_together():
-    run(captured_as_uncaptured, 3, "nccl")
+    passed(run(3, captured_as_uncaptured), 3)
 
 
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_one_rank_that_cannot_speaks_for_all():
-    run(one_rank_that_cannot, 2, "nccl")
+    passed(run(2, one_rank_that_cannot, "nccl"), 2)
 
 
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_what_meets_on_the_host_is_not_captured():
-    run(over_mpi, 2, "mpi")
+    passed(run(2, over_mpi, "mpi"), 2)

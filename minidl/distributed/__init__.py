@@ -19,12 +19,13 @@ from minidl.distributed.collectives import (
     reduce_scatter_tensor,
     send,
 )
-from minidl.distributed.communicator import Alone, Communicator, Work
+from minidl.distributed.communicator import Alone, Communicator
 from minidl.distributed.data_parallel import DataParallel
 from minidl.distributed.launch import TIMEOUT, init, is_initialized, launched
 from minidl.distributed.sampler import DistributedSampler
 from minidl.distributed.simulated import Simulated
 from minidl.distributed.sync_batch_norm import SyncBatchNorm
+from minidl.distributed.work import Work
 
 __all__ = [
     "TIMEOUT",

@@ -14,12 +14,13 @@ import numpy as np
 from minidl.array.device import nccl_module, on_gpu
 from minidl.distributed import gpus
 from minidl.distributed.arrays import check_message
-from minidl.distributed.communicator import Communicator, Work
+from minidl.distributed.communicator import Communicator
 from minidl.distributed.failing import exit_status, report
 from minidl.distributed.nccl import NCCL
 from minidl.distributed.peers import Lookout, Peers
 from minidl.distributed.requests import Requests
 from minidl.distributed.staging import Staged
+from minidl.distributed.work import Work
 
 YIELD_EVERY, LOOK_EVERY = 10, 4000  # tests of a request, at under 1 us each
 

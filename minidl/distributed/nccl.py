@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from minidl.array.device import array_module, device_of, nccl_module
 from minidl.array.errors import DistributedError
 from minidl.distributed.arrays import Call
-from minidl.distributed.communicator import Work
 from minidl.distributed.streams import Lane, LaneWork
 from minidl.distributed.watch import Launch, Watch
+from minidl.distributed.work import Work
 
 LAST_SECONDS = 5.0  # for NCCL to end in: it waits for graphs that still hold it
 

@@ -6,7 +6,8 @@ from collections import deque
 from contextvars import copy_context
 
 from minidl.distributed.arrays import check_message, combine
-from minidl.distributed.communicator import Communicator, Work, simulated
+from minidl.distributed.communicator import Communicator, simulated
+from minidl.distributed.work import Work
 
 
 class Released(RuntimeError):

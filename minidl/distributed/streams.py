@@ -1,7 +1,7 @@
 """Collectives beside the computation: a stream of their own, ordered by events."""
 
 from minidl.array.device import cupy_module
-from minidl.distributed.communicator import Work
+from minidl.distributed.work import Work
 
 
 class Lane:

@@ -89,7 +89,8 @@ class CapturedStep:
                 plan = self.record(key, batch)
             if plan == Plan.REPLAY:
                 optimizer.refresh()
-                return self.graphs[key].replay(batch)
+                with model.communicator.replaying():
+                    return self.graphs[key].replay(batch)
             if plan == Plan.REHEARSE:
                 self.rehearsed[key] = True
                 with rehearsal():
