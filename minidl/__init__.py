@@ -3,6 +3,10 @@
 __version__ = "0.1.0"  # first: the rooms may ask for it
 
 from minidl import autograd, data, distributed, nn, ops, optim, train
+from minidl.array.determinism import (
+    are_deterministic_algorithms_enabled,
+    use_deterministic_algorithms,
+)
 from minidl.array.dtypes import (
     bfloat16,
     bool_,

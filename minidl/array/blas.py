@@ -3,7 +3,7 @@
 The library's threads spin for milliseconds after each product and so take the cores
 from whatever runs next. The policy of this process is therefore: from minidl's first
 product or convolution on, BLAS uses one thread, and a large product is cut into
-equal parts for `get_num_threads()` threads of ours.
+equal parts for threads of ours.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy
 
 from minidl.array import compiler
+from minidl.array.determinism import parts
 from minidl.array.threads import claim_blas, get_num_threads, openblas, parallel
 
 SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
@@ -21,17 +22,17 @@ _SOURCE = r"""
 #include <stdint.h>
 typedef int64_t I;
 
-// c = a b in `threads` parts of 16 rows or columns each and more; `at` is cblas_?gemm
+// c = a b in parts of 16 rows or columns each and more; `at` is cblas_?gemm
 template <class T, class INT> static void product(
     void* at, const T* a, const T* b, T* c, I m, I n, I k, I lda, I ldb, I turned_a,
-    I turned_b, I threads
+    I turned_b, I parts, I threads
 ) {
     typedef void (*Gemm)(int, int, int, INT, INT, INT, T, const T*, INT, const T*, INT,
                          T, T*, INT);
     const I length = m < n ? n : m, units = (length + 15) / 16;
     #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (I part = 0; part < threads; ++part) {
-        I from = units * part / threads * 16, to = units * (part + 1) / threads * 16;
+    for (I part = 0; part < parts; ++part) {
+        I from = units * part / parts * 16, to = units * (part + 1) / parts * 16;
         I count = (to < length ? to : length) - from;
         bool rows = m >= n;
         if (count > 0) ((Gemm)at)(
@@ -44,7 +45,8 @@ template <class T, class INT> static void product(
 }
 #define FOR(NAME, T, INT) extern "C" void NAME( \
     void* at, const T* a, const T* b, T* c, I m, I n, I k, I lda, I ldb, I ta, I tb, \
-    I threads) { product<T, INT>(at, a, b, c, m, n, k, lda, ldb, ta, tb, threads); }
+    I parts, I threads) { \
+    product<T, INT>(at, a, b, c, m, n, k, lda, ldb, ta, tb, parts, threads); }
 FOR(float_32, float, int32_t)
 FOR(float_64, float, int64_t)
 FOR(double_32, double, int32_t)
@@ -59,8 +61,8 @@ def product(a: numpy.ndarray, b: numpy.ndarray, out: numpy.ndarray | None):
         return _stacks(a, b)
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.shape[1] != b.shape[0]:
         return None
-    (m, k), n, threads = a.shape, b.shape[1], get_num_threads()
-    if threads == 1 or m * n * k < SERIAL_WORK:
+    (m, k), n, count = a.shape, b.shape[1], parts()
+    if count == 1 or m * n * k < SERIAL_WORK:
         return None
     found, left, right = _function(a.dtype), _lies(a), _lies(b)
     if found is None or left is None or right is None:
@@ -73,8 +75,8 @@ def product(a: numpy.ndarray, b: numpy.ndarray, out: numpy.ndarray | None):
         return None
     function, address = found
     arrays = map(compiler.pointer, (a, b, out))
-    sizes = (m, n, k, left[0], right[0], left[1], right[1], threads)
-    function(address, *arrays, *sizes)
+    sizes = (m, n, k, left[0], right[0], left[1], right[1])
+    function(address, *arrays, *sizes, count, get_num_threads())
     return out
 
 
@@ -122,5 +124,5 @@ def _function(dtype):
         return None
     function = compiled[f"{kind}_{64 if '64' in suffix else 32}"]
     function.restype = None
-    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 8
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 9
     return function, ctypes.cast(routine, ctypes.c_void_p).value

@@ -23,6 +23,7 @@ FLAGS = (
     "-ffp-contract=off -fno-math-errno -fno-trapping-math"
 ).split()
 OPENMP = ("-fopenmp", "-fopenmp-simd")  # the second where the runtime is missing
+SPINS = "10000"  # of an idle thread before it sleeps: about 0.2 ms
 _DIGEST = 32  # bytes of SHA-256 at the end of a cached library
 
 
@@ -156,18 +157,22 @@ def _cached(path: Path) -> ctypes.CDLL | None:
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
-    """The library, its OpenMP told not to let idle threads spin.
+    """The library, its OpenMP told for how long an idle thread may spin.
 
-    They would take the cores from the BLAS and from Python's threads: a step of
-    kernels and products takes three times as long. OpenMP asks as it is loaded.
+    Long, it would take the cores from the BLAS and from Python's threads: a step of
+    kernels and products takes three times as long. Never, each kernel would wait for
+    a sleeping thread, for longer than many take. OpenMP asks as it is loaded.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return ctypes.CDLL(str(path))
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    wanted = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS}
+    wanted = {name: wanted[name] for name in wanted if name not in os.environ}
+    os.environ.update(wanted)
     try:
         return ctypes.CDLL(str(path))
     finally:
-        os.environ.pop("OMP_WAIT_POLICY", None)
+        for name in wanted:
+            del os.environ[name]
 
 
 def _compile(source: str, command, folder: Path, path: Path) -> ctypes.CDLL | None:

@@ -15,7 +15,8 @@ from math import prod
 import numpy as np
 
 from minidl.array import window_loops
-from minidl.array.threads import claim_blas, get_num_threads, parallel
+from minidl.array.determinism import parts
+from minidl.array.threads import claim_blas, parallel
 from minidl.array.windows import taps
 
 BLOCK_BYTES = 3 << 19  # of columns and result together, about a core's L2 cache
@@ -144,12 +145,12 @@ class _Lowering:
 
     def tasks(self, by_rows):
         """Rectangles (images, output rows), one a thread, the same at every call."""
-        threads = get_num_threads() if self.work > SERIAL_WORK else 1
-        parts = min(threads, self.n)
-        if parts == 0:
+        count = parts() if self.work > SERIAL_WORK else 1
+        batches = min(count, self.n)
+        if batches == 0:
             return []
-        images = _pieces(self.n, -(-self.n // parts))
-        cuts = min(self.out[0], threads // parts) if by_rows else 1
+        images = _pieces(self.n, -(-self.n // batches))
+        cuts = min(self.out[0], count // batches) if by_rows else 1
         rows = _pieces(self.out[0], -(-self.out[0] // cuts))
         return [(image, row) for image in images for row in rows]
 

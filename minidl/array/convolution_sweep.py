@@ -25,6 +25,7 @@ from minidl.array import (
     winograd_loops,
 )
 from minidl.array import convolution_plans as plans
+from minidl.array.determinism import are_deterministic_algorithms_enabled
 from minidl.array.threads import get_num_threads
 
 _LOOPS = (
@@ -131,6 +132,7 @@ def _winograd(x, w_shape, shape, stride, padding, dilation, groups):
         and max(padding) <= 2
         and min(w_shape[:2]) >= TILE_CHANNELS
         and prod(shape[2:]) >= TILE_PIXELS
+        and not are_deterministic_algorithms_enabled()
     )
 
 
