@@ -116,6 +116,33 @@ static inline void transpose(typename Vector<T>::type* row) {
     if constexpr (2 * STEP < size) transpose<T, 2 * STEP>(row);
 }
 
+// to = from, in vectors of which the last may overlap the one before
+template <class T> static inline void copy(const T* from, T* to, I count) {
+    typedef typename Vector<T>::type V;
+    const I size = Vector<T>::size;
+    if (count < size) {
+        for (I i = 0; i < count; ++i) to[i] = from[i];
+        return;
+    }
+    for (I i = 0; i + size < count; i += size) *(V*)(to + i) = *(const V*)(from + i);
+    *(V*)(to + count - size) = *(const V*)(from + count - size);
+}
+
+// Two vectors' elements at even places, and those at odd ones.
+template <class T> static inline void halves(const T* x, T* even, T* odd) {
+    typedef typename Vector<T>::type V;
+    const int size = Vector<T>::size;
+    if (!SQUARES) {
+        for (int i = 0; i < size; ++i) even[i] = x[2 * i], odd[i] = x[2 * i + 1];
+        return;
+    }
+    typename Vector<T>::mask pick;
+    for (int i = 0; i < size; ++i) pick[i] = 2 * i;
+    const V a = *(const V*)x, b = *(const V*)(x + size);
+    *(V*)even = SHUFFLE(a, b, pick);
+    *(V*)odd = SHUFFLE(a, b, pick + 1);
+}
+
 // gy (filters, positions) -> (positions, width): filters side by side, then zeros
 template <class T>
 static void turn(const T* gy, I filters, I apart, I positions, I width, T* to) {

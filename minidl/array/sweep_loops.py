@@ -20,6 +20,12 @@ template <class T> static void pack(const T* x, T* to, const Images& s) {
         I row = r + s.top, split = s.column_split;
         T* line = to + row % s.row_split * split * s.phase + row / s.row_split * s.line;
         if (split == 1) memcpy(line + s.left, x, s.columns * sizeof(T));
+        else if (split == 2) {  // neighbours go to two phases: a vector loop
+            T* a = line + s.left % 2 * s.phase + s.left / 2;
+            T* b = line + (s.left + 1) % 2 * s.phase + (s.left + 1) / 2;
+            for (I j = 0; j < s.columns / 2; ++j) a[j] = x[2 * j], b[j] = x[2 * j + 1];
+            if (s.columns % 2) a[s.columns / 2] = x[s.columns - 1];
+        }
         else for (I j = 0; j < s.columns; ++j)
             line[(j + s.left) % split * s.phase + (j + s.left) / split] = x[j];
     }

@@ -51,7 +51,7 @@ extern "C" void winograd_weight_gradient(
             float* sum = sums + part * room;
             memset(sum, 0, room * sizeof(float));
             for (I n = s.n * part / parts; n < s.n * (part + 1) / parts; ++n) {
-                deal(x + n * s.in * s.rows * s.columns, own.dealt, s, own.row);
+                deal(x + n * s.in * s.rows * s.columns, own.dealt, s, own.padded);
                 const float* g = gy + n * s.out * s.high * s.wide;
                 for (I row = 0; row < s.down; row += rows) {
                     const I here = std::min(rows, s.down - row);

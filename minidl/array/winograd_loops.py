@@ -15,17 +15,26 @@ struct Tiles {
 typedef Vector<float>::type F;
 enum { LANES = Vector<float>::size, BLOCK = WIDE * LANES };  // tiles side by side
 
-// planes[channel][row parity][column of a tile][row of tiles][tile]
-static I planes(const Tiles& s) { return 8 * (s.down + 1) * s.across; }
+// planes[channel][row parity][column of a tile][row of tiles][tile], and room behind
+// each: vectors go beyond a row's end, into what is written next
+static I plane_of(const Tiles& s) { return (s.down + 1) * s.across + LANES; }
 
-static void deal(const float* x, float* to, const Tiles& s, float* row) {
-    const I plane = (s.down + 1) * s.across;
-    for (I c = 0; c < s.in; ++c, x += s.rows * s.columns, to += 8 * plane)
-    for (I r = 0; r < s.rows; ++r) {
-        memcpy(row + s.left, x + r * s.columns, s.columns * sizeof(float));
-        float* line = to + (r + s.top) % 2 * 4 * plane + (r + s.top) / 2 * s.across;
-        for (int j = 0; j < 4; ++j)
-            for (I t = 0; t < s.across; ++t) line[j * plane + t] = row[2 * t + j];
+// A channel is padded first: its rows have this length.
+static I row_of(const Tiles& s) { return 2 * s.across + 2 * LANES + 4; }
+
+static void deal(const float* x, float* to, const Tiles& s, float* padded) {
+    const I plane = plane_of(s), length = row_of(s);
+    for (I c = 0; c < s.in; ++c, to += 8 * plane) {
+        for (I r = 0; r < s.rows; ++r, x += s.columns)
+            copy(x, padded + (r + s.top) * length + s.left, s.columns);
+        for (I r = 0; r < 2 * s.down + 2; ++r) {
+            const float* row = padded + r * length;
+            float* line = to + r % 2 * 4 * plane + r / 2 * s.across;
+            for (I t = 0; t < s.across; t += LANES) {
+                halves(row + 2 * t, line + t, line + plane + t);
+                halves(row + 2 * t + 2, line + 2 * plane + t, line + 3 * plane + t);
+            }
+        }
     }
 }
 
@@ -33,7 +42,7 @@ static void deal(const float* x, float* to, const Tiles& s, float* row) {
 static void transform(
     const float* from, I at, I vectors, const Tiles& s, I stride, float* to
 ) {
-    const I plane = (s.down + 1) * s.across, apart = s.in * stride;
+    const I plane = plane_of(s), apart = s.in * stride;
     for (I c = 0; c < s.in; ++c)
     for (I v = 0; v < vectors; ++v) {
         const float* x = from + c * 8 * plane + at + v * LANES;
@@ -105,21 +114,20 @@ static void finish(const float* m, float bias, float* y, I at, I stop, const Til
         I column = 2 * (i - row * s.across);
         I m = std::min(2 * (end - i), s.wide - column);
         for (I a = 0; a < 2 && 2 * row + a < s.high; ++a)
-            memcpy(y + (2 * row + a) * s.wide + column, pixels[a] + 2 * (i - at),
-                   m * sizeof(float));
+            copy(pixels[a] + 2 * (i - at), y + (2 * row + a) * s.wide + column, m);
         i = end;
     }
 }
 
-struct Space {  // a thread's memory: planes, one padded row, and `more`
-    float *dealt, *row, *more;
+struct Space {  // a thread's memory: planes, a padded channel, and `more`
+    float *dealt, *padded, *more;
     Space(const Tiles& s, I more_room) {
-        I one = s.in * planes(s) + BLOCK, two = 2 * s.across + 4 + s.left + s.columns;
+        I one = s.in * 8 * plane_of(s) + BLOCK, two = (2 * s.down + 2) * row_of(s);
         one = (one + 15) / 16 * 16, two = (two + 15) / 16 * 16;
         dealt = workspace<float>(0, one + two + more_room);
         memset(dealt, 0, (one + two) * sizeof(float));
-        row = dealt + one;
-        more = row + two;
+        padded = dealt + one;
+        more = padded + two;
     }
 };
 
@@ -146,7 +154,7 @@ extern "C" void winograd_convolve(
         #pragma omp for schedule(dynamic, 1)
         for (I unit = 0; unit < s.n * cuts; ++unit) {
             I n = unit / cuts, cut = unit % cuts;
-            deal(x + n * s.in * s.rows * s.columns, own.dealt, s, own.row);
+            deal(x + n * s.in * s.rows * s.columns, own.dealt, s, own.padded);
             for (I i = number * cut / cuts; i < number * (cut + 1) / cuts; ++i) {
                 const I vectors = (total + LANES - 1) / LANES;
                 const I at = vectors * i / number;
