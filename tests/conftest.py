@@ -4,13 +4,14 @@ import gc
 import importlib
 import pkgutil
 from functools import cache
+from types import SimpleNamespace
 
 import numpy
 import pytest
 from hypothesis import settings
 
 import minidl
-from minidl.array import compiler, standardize_loops
+from minidl.array import loops
 from minidl.array.device import cupy_module, gpu_available
 from minidl.array.kernel import Kernel
 from minidl.ops.pointwise import Pointwise
@@ -55,8 +56,7 @@ def without_collector():
 def interpreted(monkeypatch):
     """Kernels run in NumPy: for tests of the mathematics in types and orders that
     would take a compiler half a second each."""
-    monkeypatch.setattr(compiler, "load", lambda source: None)
-    monkeypatch.setattr(standardize_loops, "_function", lambda name, dtype: None)
+    monkeypatch.setattr(loops, "compiler", SimpleNamespace(load=lambda source: None))
     yield
     for kernel in Kernel.registry.values():
         kernel._plans.clear()

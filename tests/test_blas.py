@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidl.array import blas, memory, threads
-from minidl.array.matmul import matmul
+from minidl.array.matmul import linear, matmul
 
 
 @pytest.fixture
@@ -49,6 +49,42 @@ def test_shared_products_are_products(two_threads, dtype):
     check()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_products_and_a_bias(two_threads, dtype):
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    size = st.integers(1, 40)
+
+    @given(st.integers(1, 4), size, size, st.integers(1, 600), st.booleans())
+    def check(stacks, m, n, k, turned):
+        rng = np.random.default_rng(m + 41 * n)
+        a, b = rng.normal(size=(stacks, m, k)), rng.normal(size=(stacks, k, n))
+        a, b, bias = (x.astype(dtype) for x in (a, b, rng.normal(size=n)))
+        if turned:
+            a, b = (x.swapaxes(1, 2).copy().swapaxes(1, 2) for x in (a, b))
+        y = blas.sum_of_products(a, b, None, bias)
+        want = np.einsum("smk,skn->mn", a.astype(float), b.astype(float)) + bias
+        if y is None:
+            assert blas._function(np.dtype(dtype)) is None
+        else:
+            assert y.dtype == dtype
+            assert np.abs(y - want).max() <= tolerance * (1 + np.abs(want).max())
+
+    check()
+
+
+@pytest.mark.parametrize("m, k, n", [(3, 40, 2000), (200, 1200, 17), (70, 5, 160)])
+def test_large_products_are_cut_and_put_together(two_threads, m, k, n):
+    rng = np.random.default_rng(k)
+    a, b, bias = (rng.normal(size=s) for s in ((m, k), (k, n), (n,)))
+    np.testing.assert_allclose(linear(a, b.T, bias), a @ b + bias, rtol=1e-11)
+    results = []
+    for count in (1, 2, 3):
+        threads.set_num_threads(count)
+        results.append(linear(a, b.T, bias))
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
 def test_stacks_are_shared_out_too(two_threads):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3, 5, 4, 6)), rng.normal(size=(3, 5, 6, 2))
@@ -61,7 +97,8 @@ def test_stacks_are_shared_out_too(two_threads):
 
 def test_what_cannot_be_shared_out_is_left_to_numpy(two_threads):
     a = np.arange(12.0).reshape(3, 4)
-    for left, right in ((a[::-1], a.T), (a, a.T[:, ::2]), (a.astype(int), a.T)):
+    bytewise = np.ndarray((4, 3), buffer=bytearray(200), offset=3, strides=(33, 8))
+    for left, right in ((a.astype(int), a.T), (a, bytewise), (a, a.T.astype("f4"))):
         np.testing.assert_array_equal(matmul(left, right), left @ right)
     square = np.arange(9.0).reshape(3, 3)
     want = square @ square

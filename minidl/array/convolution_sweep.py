@@ -16,6 +16,7 @@ from math import prod
 import numpy as np
 
 from minidl.array import (
+    blas,
     compiler,
     gradient_loops,
     memory,
@@ -88,6 +89,8 @@ def weight_gradient(gy, x, gw, *geometry) -> bool:
         return False
     if not gy.size or not gw.size:
         return False
+    if _of_points(gw.shape, *geometry) and _product(gy, x, gw):
+        return True
     plan = plans.forward(x.shape, gw.shape, gy.shape[2:], *geometry, False)
     parts = max(1, min(PARTS, len(x), plan.work // PART_WORK))
     x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
@@ -99,6 +102,18 @@ def weight_gradient(gy, x, gw, *geometry) -> bool:
         return True
     function(*addresses, plan.images, plan.filters, plan.sweeps, parts, plan.threads())
     return True
+
+
+def _of_points(w_shape, stride, padding, dilation, groups):
+    """Whether each output sees one position, the same as its own."""
+    return groups == 1 and set(w_shape[2:]) == set(stride) == {1} and not any(padding)
+
+
+def _product(gy, x, gw) -> bool:
+    """gw = sum over images of gy[n] x[n]^T, matrices (channels, positions)."""
+    gy, x = (np.ascontiguousarray(a).reshape(*a.shape[:2], -1) for a in (gy, x))
+    gw = gw.reshape(gw.shape[:2])
+    return blas.sum_of_products(gy, x.swapaxes(1, 2), gw) is not None
 
 
 def bias_gradient(gy):

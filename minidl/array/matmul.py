@@ -32,3 +32,13 @@ def matmul(
         if y is not None:
             return y
     return a @ b if out is None else xp.matmul(a, b, out=out)
+
+
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """x w^T + b for matrices x (n, in) and w (out, in), and b (out)."""
+    y = blas.product(x, w.T, None, b) if array_module(x) is numpy else None
+    if y is None:
+        y = matmul(x, w.T)
+        if b is not None:
+            y += b
+    return y

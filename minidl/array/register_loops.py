@@ -39,7 +39,7 @@ template <class T> struct Vector {
 
 // A thread's own memory, kept from call to call.
 template <class T> static T* workspace(int which, I count) {
-    static thread_local std::vector<char> kept[2];
+    static thread_local std::vector<char> kept[3];
     std::vector<char>& room = kept[which];
     if (I(room.size()) < count * I(sizeof(T)) + 64) room.resize(count * sizeof(T) + 64);
     return (T*)((uintptr_t(room.data()) + 63) / 64 * 64);

@@ -35,10 +35,7 @@ class Linear(Op):
             x if self.edges[1] is not None else None,
             w if self.edges[0] is not None else None,
         )
-        y = raw.matmul(x, w.T)
-        if b is not None:
-            y += b
-        return y
+        return raw.linear(x, w, b)
 
     def backward(self, g):
         x, w = self.saved_tensors
