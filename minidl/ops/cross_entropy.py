@@ -4,6 +4,7 @@ A label out of range raises IndexError on a CPU; on a GPU, where looking would m
 waiting for the device, it gives a loss of NaN.
 """
 
+from minidl.array import cross_entropy as raw
 from minidl.array.device import array_module, on_gpu
 from minidl.array.dtypes import is_floating_point
 from minidl.autograd.function import Op
@@ -11,7 +12,7 @@ from minidl.autograd.tensor import Tensor
 from minidl.ops.index import Gather
 from minidl.ops.loss import older, reduced
 from minidl.ops.operands import as_tensor
-from minidl.ops.softmax import log_softmax, widened
+from minidl.ops.softmax import log_softmax
 
 
 class CrossEntropy(Op):
@@ -23,17 +24,9 @@ class CrossEntropy(Op):
     materialize_grads = False
 
     def forward(self, x, labels):
-        xp = array_module(x)
-        wide = widened(x)
-        p = wide - wide.max(axis=1, keepdims=True)
-        chosen = xp.take_along_axis(p, xp.expand_dims(labels, 1), 1)
-        xp.exp(p, out=p)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
-        p = p.astype(x.dtype, copy=False)
+        terms, p = raw.cross_entropy(x, labels)
         self.save_for_backward(p, labels)
-        terms = (xp.log(total) - chosen).reshape(labels.shape)
-        return terms.astype(x.dtype, copy=False), p
+        return terms, p
 
     def backward(self, g, gp):
         p, labels = self.saved_tensors
@@ -50,12 +43,7 @@ class Deviation(Op):
 
     def forward(self, g, p, labels):
         self.save_for_backward(g if self.edges[1] is not None else None, p, labels)
-        xp = array_module(p)
-        y = p * xp.expand_dims(g, 1)
-        places = list(xp.ix_(*[xp.arange(n) for n in labels.shape]))
-        places.insert(1, labels)
-        y[tuple(places)] -= g
-        return y
+        return raw.deviation(g, p, labels)
 
     def backward(self, gy):
         g, p, labels = self.saved_tensors

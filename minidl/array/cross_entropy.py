@@ -1,0 +1,126 @@
+"""Cross entropy of raw arrays and its gradient; on a CPU one compiled loop each.
+
+Scores are (N, C, *), labels (N, *) integers from 0 to C - 1. A row of scores is read
+once, by one thread, so results are the same for any number of threads.
+"""
+
+import ctypes
+from functools import cache
+
+import numpy
+
+from . import compiler
+from .device import Array, array_module
+from .threads import get_num_threads
+from .vector_math import VECTOR_MATH
+
+SERIAL_SIZE = 1 << 14  # scores below which threads cost more than they give
+
+_SOURCE = (
+    "#include <math.h>\n#include <stdint.h>\n#include <string.h>\n"
+    + VECTOR_MATH
+    + r"""
+typedef int64_t I;
+// terms = -log softmax(x)[label] and p = softmax(x), of n rows
+template <class T> static void forward(
+    const T* scores, const I* labels, T* terms, T* softmax, I n, I classes, I threads
+) {
+    #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (I i = 0; i < n; ++i) {
+        const T* x = scores + i * classes;
+        T *p = softmax + i * classes, top = x[0], total = 0;
+        for (I j = 1; j < classes; ++j) top = x[j] > top ? x[j] : top;
+        #pragma omp simd
+        for (I j = 0; j < classes; ++j) p[j] = exp(x[j] - top);
+        #pragma omp simd reduction(+: total)
+        for (I j = 0; j < classes; ++j) total += p[j];
+        #pragma omp simd
+        for (I j = 0; j < classes; ++j) p[j] /= total;
+        terms[i] = log(total) - (x[labels[i]] - top);
+    }
+}
+
+// y = (p - one_hot(label)) g
+template <class T> static void deviation(
+    const T* g, const I* labels, const T* p, T* y, I n, I classes, I threads
+) {
+    #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (I i = 0; i < n; ++i) {
+        const I row = i * classes;
+        for (I j = row; j < row + classes; ++j) y[j] = p[j] * g[i];
+        y[row + labels[i]] -= g[i];
+    }
+}
+
+#define FOR(T) extern "C" { \
+    void forward_##T(const T* x, const I* labels, T* terms, T* p, I n, I classes, \
+        I threads) { forward<T>(x, labels, terms, p, n, classes, threads); } \
+    void deviation_##T(const T* g, const I* labels, const T* p, T* y, I n, \
+        I classes, I threads) { deviation<T>(g, labels, p, y, n, classes, threads); } }
+FOR(float)
+FOR(double)
+"""
+)
+
+
+def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
+    """(-log softmax(x)[label] over dim 1, softmax(x)): shapes (N, *) and (N, C, *).
+
+    Half precision is computed in float32 and rounded once, at the end.
+    """
+    loop = _loop("forward", x, labels)
+    if loop is not None:
+        terms, p = numpy.empty(len(x), x.dtype), numpy.empty(x.shape, x.dtype)
+        _run(loop, x.shape, x, labels, terms, p)
+        return terms, p
+    xp = array_module(x)
+    wide = x.astype(numpy.float32) if x.dtype.itemsize < 4 else x
+    p = wide - wide.max(axis=1, keepdims=True)
+    chosen = xp.take_along_axis(p, xp.expand_dims(labels, 1), 1)
+    xp.exp(p, out=p)
+    total = p.sum(axis=1, keepdims=True)
+    p /= total
+    terms = (xp.log(total) - chosen).reshape(labels.shape)
+    return terms.astype(x.dtype, copy=False), p.astype(x.dtype, copy=False)
+
+
+def deviation(g: Array, p: Array, labels: Array) -> Array:
+    """(p - one_hot(label)) g, the gradient of the scores; g (N, *)."""
+    loop = _loop("deviation", p, labels) if g.dtype == p.dtype else None
+    if loop is not None:
+        y = numpy.empty(p.shape, p.dtype)
+        _run(loop, p.shape, g, labels, p, y)
+        return y
+    xp = array_module(p)
+    y = p * xp.expand_dims(g, 1)
+    places = list(xp.ix_(*[xp.arange(n) for n in labels.shape]))
+    places.insert(1, labels)
+    y[tuple(places)] -= g
+    return y
+
+
+def _loop(name, x, labels):
+    """The compiled function, where it serves these scores and labels, or None."""
+    if type(x) is not numpy.ndarray or x.ndim != 2 or not x.size:
+        return None
+    return _function(name, x.dtype) if labels.dtype == numpy.int64 else None
+
+
+def _run(function, shape, first, labels, *rest):
+    """`first` and the labels in any order of memory; the rest are contiguous."""
+    arrays = [numpy.ascontiguousarray(a) for a in (first, labels, *rest)]
+    threads = get_num_threads() if shape[0] * shape[1] > SERIAL_SIZE else 1
+    function(*map(compiler.pointer, arrays), *shape, threads)
+
+
+@cache
+def _function(name, dtype):
+    """The compiled function for scores of this dtype, or None."""
+    kind = {"f": "float", "d": "double"}.get(dtype.char)
+    library = compiler.load(_SOURCE) if kind and dtype.isnative else None
+    if library is None:
+        return None
+    function = library[f"{name}_{kind}"]
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
+    return function
