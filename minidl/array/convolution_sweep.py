@@ -39,7 +39,7 @@ _LOOPS = (
 
 PARTS = 16  # at most, that a weight gradient's sum over the batch is made of
 PART_WORK = 1 << 20  # multiplications that are worth a part of their own
-TILE_CHANNELS, TILE_PIXELS = 16, 128  # from which 2 x 2 outputs at a time pay
+TILE_CHANNELS, TILE_PIXELS = 16, 36  # from which 2 x 2 outputs at a time pay
 TILE_PARTS = 8  # each is almost twice as large
 _SIGNATURES = {  # how many addresses, how many numbers
     "convolve": (7, 2),

@@ -117,15 +117,18 @@ static inline void transpose(typename Vector<T>::type* row) {
 }
 
 // to = from, in vectors of which the last may overlap the one before
-template <class T> static inline void copy(const T* from, T* to, I count) {
-    typedef typename Vector<T>::type V;
-    const I size = Vector<T>::size;
-    if (count < size) {
+template <class T, int SIZE = Vector<T>::size>
+static inline void copy(const T* from, T* to, I count) {
+    typedef T V __attribute__((vector_size(SIZE * sizeof(T)), aligned(alignof(T))));
+    if (count >= SIZE) {
+        for (I i = 0; i + SIZE < count; i += SIZE)
+            *(V*)(to + i) = *(const V*)(from + i);
+        *(V*)(to + count - SIZE) = *(const V*)(from + count - SIZE);
+    } else if constexpr (SIZE > 2) {
+        copy<T, SIZE / 2>(from, to, count);
+    } else {
         for (I i = 0; i < count; ++i) to[i] = from[i];
-        return;
     }
-    for (I i = 0; i + size < count; i += size) *(V*)(to + i) = *(const V*)(from + i);
-    *(V*)(to + count - size) = *(const V*)(from + count - size);
 }
 
 // Two vectors' elements at even places, and those at odd ones.

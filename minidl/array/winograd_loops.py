@@ -88,11 +88,11 @@ static void arrange_tiles(const float* w, float* panel, I k, const Tiles& s) {
     }
 }
 
-// A^T m A + bias of one filter's BLOCK tiles; m[product][FILTERS][BLOCK]
+// A^T m A + bias of one filter's tiles [at, stop); m[product][FILTERS][BLOCK]
 static void finish(const float* m, float bias, float* y, I at, I stop, const Tiles& s) {
     float line[2][2][BLOCK], pixels[2][2 * BLOCK];
     const I apart = 4 * FILTERS * BLOCK;
-    for (I v = 0; v < BLOCK; v += LANES) {
+    for (I v = 0; v < stop - at; v += LANES) {
         F t[2][4];
         for (int j = 0; j < 4; ++j) {
             const float* p = m + j * FILTERS * BLOCK + v;
@@ -109,13 +109,13 @@ static void finish(const float* m, float bias, float* y, I at, I stop, const Til
         pixels[a][2 * i] = line[a][0][i];
         pixels[a][2 * i + 1] = line[a][1][i];
     }
+    I row = at / s.across, column = at - row * s.across;
     for (I i = at; i < stop;) {
-        I row = i / s.across, end = std::min(stop, (row + 1) * s.across);
-        I column = 2 * (i - row * s.across);
-        I m = std::min(2 * (end - i), s.wide - column);
+        const I count = std::min(stop - i, s.across - column);
+        const I m = std::min(2 * count, s.wide - 2 * column);
         for (I a = 0; a < 2 && 2 * row + a < s.high; ++a)
-            copy(pixels[a] + 2 * (i - at), y + (2 * row + a) * s.wide + column, m);
-        i = end;
+            copy(pixels[a] + 2 * (i - at), y + (2 * row + a) * s.wide + 2 * column, m);
+        i += count, column = 0, ++row;
     }
 }
 
