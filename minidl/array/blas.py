@@ -12,9 +12,12 @@ from itertools import pairwise
 import numpy
 
 from minidl.array import compiler, product_loops, register_loops
+from minidl.array.determinism import parts
+from minidl.array.memory import keep_freed
 from minidl.array.threads import claim_blas, get_num_threads, openblas, parallel
 
 SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
+PARTED_WORK = 1 << 23  # the same for threads of Python
 
 
 def product(
@@ -28,6 +31,7 @@ def product(
     a is (m, k), b (k, n); or both are equal stacks of such, without out and bias.
     """
     claim_blas()
+    keep_freed()
     if a.ndim == b.ndim > 2 and a.shape[:-2] == b.shape[:-2]:
         return _stacks(a, b) if out is bias is None else None
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
@@ -45,7 +49,10 @@ def sum_of_products(
     as `product`."""
     (stacks, m, k), n = a.shape, b.shape[2]
     function = _function(a.dtype)
-    if function is None or stacks * m * n * k < SERIAL_WORK:
+    work = stacks * m * n * k
+    if function is None and stacks == 1 and bias is None and work >= PARTED_WORK:
+        return _parted(a[0], b[0], out)
+    if function is None or work < SERIAL_WORK:
         return None
     if a.dtype != b.dtype or bias is not None and bias.dtype != a.dtype:
         return None
@@ -63,6 +70,26 @@ def sum_of_products(
     sizes = compiler.int64_array((stacks, m, n, k, *steps))
     addresses = [x if x is None else compiler.pointer(x) for x in (a, b, bias, out)]
     function(*addresses, sizes, get_num_threads())
+    return out
+
+
+def _parted(a, b, out):
+    """a @ b by NumPy, parts of the longer side dealt to threads."""
+    (m, _), n, count = a.shape, b.shape[1], parts()
+    if count == 1 or a.dtype != b.dtype or openblas() is None:
+        return None
+    if out is None:
+        out = numpy.empty((m, n), a.dtype)
+    cuts = [max(m, n) * part // count for part in range(count + 1)]
+
+    def work_on(cut):
+        part = slice(*cut)
+        if m >= n:
+            numpy.matmul(a[part], b, out=out[part])
+        else:
+            numpy.matmul(a, b[:, part], out=out[:, part])
+
+    parallel(work_on, pairwise(cuts))
     return out
 
 

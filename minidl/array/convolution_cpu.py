@@ -16,6 +16,7 @@ import numpy as np
 
 from minidl.array import window_loops
 from minidl.array.determinism import parts
+from minidl.array.memory import keep_freed
 from minidl.array.threads import claim_blas, parallel
 from minidl.array.windows import taps
 
@@ -156,6 +157,7 @@ class _Lowering:
 
     def run(self, work, tasks):
         """The results of all tasks in their order."""
+        keep_freed()
         claim_blas()  # more would fight with our own for the cores
         return parallel(work, tasks)
 

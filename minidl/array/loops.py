@@ -9,7 +9,8 @@ from . import compiler
 from .body import PREAMBLE, Body
 from .compiler import pointer
 from .device import bfloat16
-from .threads import get_num_threads
+from .memory import keep_freed
+from .threads import get_num_threads, parallel
 from .vector_math import VECTOR_MATH
 
 C_TYPE = {
@@ -195,6 +196,7 @@ class CompiledLoop:
 
 def make(body: Body, T: numpy.dtype, dtypes: dict, scalars: dict) -> Callable:
     """loop(size, arrays, values) for these types, compiled or in NumPy."""
+    keep_freed()
     library = compiler.load(source(body, T, dtypes, scalars))
     if library is None:
         return NumpyLoop(body, T, dtypes)
@@ -213,8 +215,9 @@ class NumpyLoop:
         T = self.T
         arrays = [array.reshape(-1) for array in arrays]
         values = [T.type(v.item() if hasattr(v, "item") else v) for v in values]
-        with numpy.errstate(all="ignore"):
-            for start in range(0, size, CHUNK):
+
+        def run(starts):
+            for start in starts:
                 part = slice(start, start + CHUNK)
                 chunks = [array[part].astype(T, copy=False) for array in arrays]
                 index = None
@@ -223,6 +226,10 @@ class NumpyLoop:
                 results = self.function(*chunks, *values, index)
                 for array, result in zip(arrays[self.first :], results, strict=True):
                     array[part] = result
+
+        starts, threads = range(0, size, CHUNK), get_num_threads()
+        with numpy.errstate(all="ignore"):
+            parallel(run, [starts[i::threads] for i in range(threads)])
 
     def strided(self, geometry, arrays, values) -> bool:
         """Cannot: copies are made contiguous for it."""
