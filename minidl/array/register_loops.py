@@ -28,6 +28,8 @@ enum { SQUARES = 0 };
 #define SHUFFLE __builtin_shuffle
 enum { SQUARES = 1 };  // whether squares are transposed in registers
 #endif
+// Unrolled, or an array of sums would not stay in registers.
+#define EACH(i, COUNT) _Pragma("GCC unroll 16") for (int i = 0; i < COUNT; ++i)
 enum { FILTERS = REGISTERS / 4, WIDE = 3 };  // outputs in registers: filters x vectors
 
 template <class T> struct Vector {
@@ -59,17 +61,16 @@ template <class T, int COUNT, int VECTORS>
 static void tile(const T* x, I plane, I in, const Sweep& s, const T* panel, T* y) {
     typedef typename Vector<T>::type V;
     const int size = Vector<T>::size;
-    V sum[COUNT][VECTORS] = {};
+    V sum[COUNT][VECTORS];
+    EACH(k, COUNT) EACH(v, VECTORS) sum[k][v] = V{};
     for (I c = 0; c < in; ++c, x += plane)
         for (I t = 0; t < s.taps; ++t, panel += FILTERS) {
             const T* from = x + s.distance[t];
             V here[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) here[v] = *(const V*)(from + v * size);
-            for (int k = 0; k < COUNT; ++k)
-                for (int v = 0; v < VECTORS; ++v) sum[k][v] += panel[k] * here[v];
+            EACH(v, VECTORS) here[v] = *(const V*)(from + v * size);
+            EACH(k, COUNT) EACH(v, VECTORS) sum[k][v] += panel[k] * here[v];
         }
-    for (int k = 0; k < COUNT; ++k)
-        for (int v = 0; v < VECTORS; ++v) *(V*)(y + (k * WIDE + v) * size) = sum[k][v];
+    EACH(k, COUNT) EACH(v, VECTORS) *(V*)(y + (k * WIDE + v) * size) = sum[k][v];
 }
 
 // sum[pair][filter] += x * gy over rows x columns, a pair being (channel, tap)
@@ -78,21 +79,20 @@ template <class T, int PAIRS, int VECTORS> static void correlate(
 ) {
     typedef typename Vector<T>::type V;
     const int size = Vector<T>::size;
-    V total[PAIRS][VECTORS] = {};
+    V total[PAIRS][VECTORS];
+    EACH(p, PAIRS) EACH(v, VECTORS) total[p][v] = V{};
     const T* x[PAIRS];
     for (int p = 0; p < PAIRS; ++p) x[p] = pairs[p];
     for (I r = 0; r < rows; ++r) {
         for (I q = 0; q < columns; ++q, gy += VECTORS * size) {
             V here[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) here[v] = *(const V*)(gy + v * size);
-            for (int p = 0; p < PAIRS; ++p)
-                for (int v = 0; v < VECTORS; ++v) total[p][v] += x[p][q] * here[v];
+            EACH(v, VECTORS) here[v] = *(const V*)(gy + v * size);
+            EACH(p, PAIRS) EACH(v, VECTORS) total[p][v] += x[p][q] * here[v];
         }
-        for (int p = 0; p < PAIRS; ++p) x[p] += line;
+        EACH(p, PAIRS) x[p] += line;
     }
-    for (int p = 0; p < PAIRS; ++p)
-        for (int v = 0; v < VECTORS; ++v)
-            *(V*)(sum + (p * VECTORS + v) * size) += total[p][v];
+    EACH(p, PAIRS) EACH(v, VECTORS)
+        *(V*)(sum + (p * VECTORS + v) * size) += total[p][v];
 }
 
 // Transpose a square of as many rows as a vector is long: after the step, elements
@@ -144,6 +144,21 @@ template <class T> static inline void halves(const T* x, T* even, T* odd) {
     const V a = *(const V*)x, b = *(const V*)(x + size);
     *(V*)even = SHUFFLE(a, b, pick);
     *(V*)odd = SHUFFLE(a, b, pick + 1);
+}
+
+// The reverse: elements of a at even places, those of b at odd ones.
+template <class T>
+static inline void interleave(typename Vector<T>::type a, decltype(a) b, T* to) {
+    typedef typename Vector<T>::type V;
+    const int size = Vector<T>::size;
+    if (!SQUARES) {
+        for (int i = 0; i < size; ++i) to[2 * i] = a[i], to[2 * i + 1] = b[i];
+        return;
+    }
+    typename Vector<T>::mask pick;
+    for (int i = 0; i < size; ++i) pick[i] = i / 2 + i % 2 * size;
+    *(V*)to = SHUFFLE(a, b, pick);
+    *(V*)(to + size) = SHUFFLE(a, b, pick + size / 2);
 }
 
 // gy (filters, positions) -> (positions, width): filters side by side, then zeros

@@ -90,7 +90,7 @@ static void arrange_tiles(const float* w, float* panel, I k, const Tiles& s) {
 
 // A^T m A + bias of one filter's tiles [at, stop); m[product][FILTERS][BLOCK]
 static void finish(const float* m, float bias, float* y, I at, I stop, const Tiles& s) {
-    float line[2][2][BLOCK], pixels[2][2 * BLOCK];
+    float pixels[2][2 * BLOCK];
     const I apart = 4 * FILTERS * BLOCK;
     for (I v = 0; v < stop - at; v += LANES) {
         F t[2][4];
@@ -100,14 +100,9 @@ static void finish(const float* m, float bias, float* y, I at, I stop, const Til
             t[0][j] = *(const F*)p + m1 + m2;
             t[1][j] = m1 - m2 - *(const F*)(p + 3 * apart);
         }
-        for (int a = 0; a < 2; ++a) {
-            *(F*)(line[a][0] + v) = t[a][0] + t[a][1] + t[a][2] + bias;
-            *(F*)(line[a][1] + v) = t[a][1] - t[a][2] - t[a][3] + bias;
-        }
-    }
-    for (int a = 0; a < 2; ++a) for (int i = 0; i < BLOCK; ++i) {
-        pixels[a][2 * i] = line[a][0][i];
-        pixels[a][2 * i + 1] = line[a][1][i];
+        for (int a = 0; a < 2; ++a)
+            interleave<float>(t[a][0] + t[a][1] + t[a][2] + bias,
+                              t[a][1] - t[a][2] - t[a][3] + bias, pixels[a] + 2 * v);
     }
     I row = at / s.across, column = at - row * s.across;
     for (I i = at; i < stop;) {
