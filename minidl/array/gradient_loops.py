@@ -59,8 +59,8 @@ template <class T> static void weight_gradient(
     const I size = Vector<T>::size, total = f.in * w.taps;
     Gradient d;
     d.pairs = w.taps % 9 ? 8 : 9;
-    d.vectors = REGISTERS / 32 * 2 + 1;
     d.width = (f.out + size - 1) / size * size;
+    d.vectors = evenly(d.width / size, REGISTERS / 32 * 2 + 1);
     d.chunk = std::min(w.rows, std::max(I(1), I(256) / w.columns));
     const I padded = (total + d.pairs - 1) / d.pairs * d.pairs;
     const I room = f.groups * padded * d.width;

@@ -28,6 +28,12 @@ enum { SQUARES = 0 };
 #define SHUFFLE __builtin_shuffle
 enum { SQUARES = 1 };  // whether squares are transposed in registers
 #endif
+// `total` in parts as equal as can be, none longer than `most`: how long the longest is.
+static inline I evenly(I total, I most) {
+    const I parts = (total + most - 1) / most;
+    return (total + parts - 1) / parts;
+}
+
 // Unrolled, or an array of sums would not stay in registers.
 #define EACH(i, COUNT) _Pragma("GCC unroll 16") for (int i = 0; i < COUNT; ++i)
 enum { FILTERS = REGISTERS / 4, WIDE = 3 };  // outputs in registers: filters x vectors
