@@ -133,9 +133,7 @@ class Body:
         kind, cpp, python = self._expression(tree, text)
         if not new and kind == "truth" and self.known.get(name) != "truth":
             kind, cpp = "number", f"T({cpp})"
-            python = (
-                f"where({python}, {self._constant(1)[2]}, {self._constant(0)[2]})"
-            )
+            python = f"where({python}, {self._constant(1)[2]}, {self._constant(0)[2]})"
         if not new and self.known.get(name, "number") != kind:
             self._refuse(f"a number assigned to {name!r}, a comparison,", text)
         self.known[name] = kind
