@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from minidl.array import compiler
+from minidl.array import compiler, register_loops
 from minidl.array.threads import get_num_threads
 from minidl.array.window_loops import STRUCT, walk_of
 
@@ -66,25 +66,36 @@ static void max_plane(const T* x, T* y, int32_t* at, const Walk& w, const I* rea
 }
 
 // Windows of 2 x 2 side by side, the usual ones: corners first, then as `larger`. The
-// corners of up to 256 windows lie in vectors, since rows may be short.
+// corners of up to 256 windows lie in vectors, since rows may be short. Nothing is
+// read from `end` on.
 template <class T>
-static void max_squares(const T* x, T* y, int32_t* at, const Walk& w) {
+static void max_squares(const T* x, const T* end, T* y, int32_t* at, const Walk& w) {
     const int32_t m = w.out[2], width = w.size[2], total = m * w.out[1];
-    T corner[4][256];
-    int32_t from[256];
+    const int32_t size = Vector<T>::size;
+    T corner[4][256 + Vector<T>::size];
+    int32_t from[256 + Vector<T>::size];
     for (int32_t done = 0, o = 0, row = 0; done < total; y += 256, at += 256) {
         const int32_t count = total - done < 256 ? total - done : 256;
         for (int32_t i = 0; i < count;) {
             int32_t here = m - o < count - i ? m - o : count - i;
             int32_t place = 2 * row * width + 2 * o;
-            for (int32_t j = 0; j < here; ++j, ++i, place += 2) {
-                from[i] = place;
-                corner[0][i] = x[place];
-                corner[1][i] = x[place + 1];
-                corner[2][i] = x[place + width];
-                corner[3][i] = x[place + width + 1];
+            int32_t j = 0;
+            for (; here - j >= size / 2; j += size) {
+                const T* square = x + place + 2 * j;
+                if (square + width + 2 * size > end) break;
+                halves(square, corner[0] + i + j, corner[1] + i + j);
+                halves(square + width, corner[2] + i + j, corner[3] + i + j);
+                for (int32_t v = j; v < j + size; ++v) from[i + v] = place + 2 * v;
             }
-            o += here;
+            for (; j < here; ++j) {
+                const T* square = x + place + 2 * j;
+                from[i + j] = place + 2 * j;
+                for (int k = 0; k < 2; ++k) {
+                    corner[k][i + j] = square[k];
+                    corner[2 + k][i + j] = square[width + k];
+                }
+            }
+            i += here, o += here;
             if (o == m) o = 0, ++row;
         }
         const int32_t step[4] = {0, 1, width, width + 1};
@@ -125,7 +136,8 @@ static void max_pool(const T* x, T* y, int32_t* at, const Walk& w, I threads) {
     I size = w.size[0] * w.size[1] * w.size[2], out = w.out[0] * w.out[1] * w.out[2];
     #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (I n = 0; n < w.n; ++n)
-        if (square) max_squares(x + n * size, y + n * out, at + n * out, w);
+        if (square)
+            max_squares(x + n * size, x + w.n * size, y + n * out, at + n * out, w);
         else max_plane(x + n * size, y + n * out, at + n * out, w, reached.data());
 }
 
@@ -157,7 +169,7 @@ FOR(double)
 def _function(name: str, dtype: np.dtype):
     """The compiled function for arrays of this dtype, or None."""
     kind = {"float32": "float", "float64": "double"}.get(dtype.name)
-    library = compiler.load(STRUCT + _SOURCE) if kind else None
+    library = compiler.load(register_loops.SOURCE + STRUCT + _SOURCE) if kind else None
     if library is None:
         return None
     function = getattr(library, f"{name}_{kind}")

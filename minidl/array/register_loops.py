@@ -28,7 +28,7 @@ enum { SQUARES = 0 };
 #define SHUFFLE __builtin_shuffle
 enum { SQUARES = 1 };  // whether squares are transposed in registers
 #endif
-// `total` in parts as equal as can be, none longer than `most`: how long the longest is.
+// The longest part of `total` in parts as equal as can be, none longer than `most`.
 static inline I evenly(I total, I most) {
     const I parts = (total + most - 1) / most;
     return (total + parts - 1) / parts;
