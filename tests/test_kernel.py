@@ -11,11 +11,12 @@ from conftest import all_kernels, derived_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidl.array import compiler, loops
+from minidl.array import body, compiler, loops
 from minidl.array.arguments import signature
 from minidl.array.device import bfloat16, to_numpy
 from minidl.array.errors import DeviceError
 from minidl.array.kernel import Kernel
+from minidl.array.threads import get_num_threads, set_num_threads
 
 EVERYTHING = Kernel(
     "test_everything",
@@ -178,8 +179,6 @@ def test_vector_functions_round_to_the_nearest_float(name):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_results_do_not_depend_on_place_or_threads(dtype):
-    from minidl.array.threads import get_num_threads, set_num_threads
-
     x, y = awkward(dtype, 140_000), awkward(dtype, 140_000, 1)
     whole = EVERYTHING(x, y, a=0.1, b=2.5)[0]
     part = EVERYTHING(x[777:1003], y[777:1003], a=0.1, b=2.5)[0]
@@ -511,3 +510,33 @@ class TestCache:
         folder = tmp_path / "new" / "cache"
         run_python(AXPY_IN_PYTHON, MINIDL_CACHE_DIR=str(folder))
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "uint8", "bool"])
+def test_numpy_chooses_bit_by_bit(dtype):
+    values = numpy.array([0.0, -0.0, 1.5, -2, numpy.inf, numpy.nan, 3, 250])
+    with numpy.errstate(invalid="ignore"):
+        a, b = values.astype(dtype), values[::-1].astype(dtype)
+    truth = numpy.array([1, 0, 0, 1, 1, 1, 0, 0], bool)
+    for first, second in ((a, b), (a[2], b), (a, b[1]), (a[3], b[4])):
+        got, want = body._where(truth, first, second), numpy.where(truth, first, second)
+        assert got.dtype == want.dtype and got.tobytes() == want.tobytes()
+    assert body._where(numpy.True_, a, b).tobytes() == a.tobytes()
+    assert body._where(truth[::2], a[::2], b[1::2]).tobytes() == (
+        numpy.where(truth[::2], a[::2], b[1::2]).tobytes()
+    )
+
+
+def test_numpy_deals_chunks_to_threads(interpreted, monkeypatch):
+    monkeypatch.setattr(loops, "CHUNK", 100)
+    before, results = get_num_threads(), []
+    kernel = Kernel("test_chunks", "x", "y", body="y = where(x > 0, x, index);")
+    x = numpy.random.default_rng(0).normal(size=1234)
+    try:
+        for count in (1, 2, 5):
+            set_num_threads(count)
+            results.append(kernel(x))
+    finally:
+        set_num_threads(before)
+    for y in results:
+        numpy.testing.assert_array_equal(y, numpy.where(x > 0, x, numpy.arange(1234)))
