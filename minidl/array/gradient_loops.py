@@ -110,7 +110,11 @@ template <class T> static void bias_gradient(
             T rest = 0;
             I q = 0;
             for (; q + 2 * size <= positions; q += 2 * size)
-                for (int v = 0; v < 2; ++v) sum[v] += *(const V*)(from + q + v * size);
+                for (int v = 0; v < 2; ++v) {
+                    // the same place in the next image
+                    __builtin_prefetch(from + q + v * size + filters * positions);
+                    sum[v] += *(const V*)(from + q + v * size);
+                }
             sum[0] += sum[1];
             for (; q < positions; ++q) rest += from[q];
             for (int v = 0; v < size; ++v) rest += sum[0][v];

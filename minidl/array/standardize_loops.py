@@ -27,6 +27,7 @@ template <class T, bool SQUARES>
 static Sums<T> sums(const T* x, const T* y, T mean, I channel, const Shape& s) {
     typedef typename Vector<T>::type V;
     const I size = Vector<T>::size;
+    const I next = s.channels * s.row;  // the same place in the next image
     Sums<T> total = {};
     for (I i = 0, from = 0; i < s.n; i += from == 0) {
         const I at = (i * s.channels + channel) * s.row + from;
@@ -37,6 +38,8 @@ static Sums<T> sums(const T* x, const T* y, T mean, I channel, const Shape& s) {
         I j = 0;
         for (; j + 2 * size <= here; j += 2 * size)
             for (int v = 0; v < 2; ++v) {
+                __builtin_prefetch(x + at + j + v * size + next);
+                if (!SQUARES) __builtin_prefetch(y + at + j + v * size + next);
                 const V d = *(const V*)(x + at + j + v * size) - mean;
                 const V g = SQUARES ? d : *(const V*)(y + at + j + v * size);
                 plain[v] += g;
