@@ -19,7 +19,7 @@ import re
 import numpy
 
 FUNCTIONS = {  # name: (number of arguments, in C++, in NumPy)
-    "where": (3, "where", "where"),
+    "where": (3, "where", "np.where"),
     "min": (2, "minimum", "np.minimum"),  # NaN if either is, as NumPy has it
     "max": (2, "maximum", "np.maximum"),
     "abs": (1, "absolute", "np.abs"),
@@ -106,7 +106,8 @@ class Body:
     def function(self, dtype: numpy.dtype):
         """The NumPy function for this compute type: values in, outputs returned."""
         scope = {"np": numpy, "erf": _erf, "where": _where}
-        exec(compile(self.python, f"<kernel {self.name}>", "exec"), scope)  # noqa: S102
+        text = self.python.replace("np.where(", "where(")
+        exec(compile(text, f"<kernel {self.name}>", "exec"), scope)  # noqa: S102
         constants = [dtype.type(value) for value in self.constants]
         return lambda *values: scope["body"](*values, constants)
 
@@ -133,7 +134,9 @@ class Body:
         kind, cpp, python = self._expression(tree, text)
         if not new and kind == "truth" and self.known.get(name) != "truth":
             kind, cpp = "number", f"T({cpp})"
-            python = f"where({python}, {self._constant(1)[2]}, {self._constant(0)[2]})"
+            python = (
+                f"np.where({python}, {self._constant(1)[2]}, {self._constant(0)[2]})"
+            )
         if not new and self.known.get(name, "number") != kind:
             self._refuse(f"a number assigned to {name!r}, a comparison,", text)
         self.known[name] = kind
