@@ -159,14 +159,13 @@ def _cached(path: Path) -> ctypes.CDLL | None:
 def _loaded(path: Path) -> ctypes.CDLL:
     """The library, its OpenMP told for how long an idle thread may spin.
 
-    Long, it would take the cores from the BLAS and from Python's threads: a step of
-    kernels and products takes three times as long. Never, each kernel would wait for
-    a sleeping thread, for longer than many take. OpenMP asks as it is loaded.
+    Long, it would take the cores from Python's threads and from other processes;
+    never, each kernel would wait for a sleeping thread, longer than many take.
+    OpenMP asks as it is loaded.
     """
-    if "OMP_WAIT_POLICY" in os.environ:
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return ctypes.CDLL(str(path))
     wanted = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS}
-    wanted = {name: wanted[name] for name in wanted if name not in os.environ}
     os.environ.update(wanted)
     try:
         return ctypes.CDLL(str(path))
