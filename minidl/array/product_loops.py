@@ -12,6 +12,7 @@ SOURCE = r"""
 // from one stack, row and column to the next
 struct Product { I stacks, m, n, k, as, ar, ac, bs, br, bc; };
 enum { TERMS = 512, ROWS = 8 * FILTERS };  // packed at a time; of a thread's unit
+enum { SLAB = 2048 };                      // rows packed at a time, at most
 template <class T> struct Group {  // rows that are packed together
     enum { size = Vector<T>::size, rows = size > FILTERS ? size : FILTERS };
 };
@@ -70,7 +71,8 @@ template <class T> static void put(
     }
 }
 
-template <class T> static void multiply(
+// At most SLAB rows of a.
+template <class T> static void multiply_slab(
     const T* a, const T* b, const T* bias, T* c, const Product& s, I threads
 ) {
     const I size = Vector<T>::size, vectors = (s.n + size - 1) / size;
@@ -122,6 +124,16 @@ template <class T> static void multiply(
                     bias ? bias + at * size : bias, part == 0);
             }
         }
+    }
+}
+
+template <class T> static void multiply(
+    const T* a, const T* b, const T* bias, T* c, const Product& s, I threads
+) {
+    Product slab = s;
+    for (I first = 0; first < s.m; first += SLAB) {
+        slab.m = std::min(s.m - first, I(SLAB));
+        multiply_slab(a + first * s.ar, b, bias, c + first * s.n, slab, threads);
     }
 }
 
