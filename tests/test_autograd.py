@@ -53,6 +53,20 @@ def test_zero_dimensional_leaf():
     assert x.grad.item() == 17, "gradients add up until they are set to None"
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_every_gradient_on_the_way_is_an_array_of_its_inputs_type(dtype, xp):
+    x = md.Tensor(xp.asarray(0.3, dtype)).requires_grad_()
+    curve(x).backward()
+    (wanted,) = grad(curve(x), [x], create_graph=True)
+    assert type(x.grad.data) is type(x.data) and x.grad.dtype == x.dtype
+    assert x.grad.item() == wanted.item()
+
+
+def curve(x):
+    h = x * x
+    return -((h * 2 + x).tanh() - h).sigmoid()
+
+
 def test_backward_with_a_gradient_of_its_own():
     x = leaf(2, 3)
     (x * 2).backward(md.tensor(np.arange(6, dtype=np.float32).reshape(2, 3)))

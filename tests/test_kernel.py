@@ -11,7 +11,7 @@ from conftest import all_kernels, derived_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidl.array import body, compiler, loops
+from minidl.array import body, compiler, loops, ufunc
 from minidl.array.arguments import signature
 from minidl.array.device import bfloat16, to_numpy
 from minidl.array.errors import DeviceError
@@ -47,6 +47,9 @@ EXACT = Kernel(  # only what IEEE 754 rounds in one way
     """,
 )
 AXPY = Kernel("test_axpy", "x", "y", "a", "y += a * x;")
+PURE = Kernel(  # no output is read, nor the index: small arrays go to a ufunc
+    "test_pure", "x y", "z w", "a", "z = exp(x) * a - y; w = (x / y) > tanh(a * y);"
+)
 PAIR = Kernel("test_pair", "x y", "s d", "", "s = x + y; d = x - y;")
 MIX = Kernel(
     "test_mix",
@@ -189,6 +192,55 @@ def test_results_do_not_depend_on_place_or_threads(dtype):
         same_bits(EVERYTHING(x, y, a=0.1, b=2.5)[0], whole)
     finally:
         set_num_threads(threads)
+
+
+@pytest.mark.skipif(compiler.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mixed", [None, numpy.float32, numpy.int16])
+def test_small_arrays_have_the_bits_of_large_ones(dtype, mixed):
+    size = loops.PARALLEL_FROM + 30
+    x, y = awkward(dtype, size), awkward(dtype, size, 1)
+    if mixed is not None:
+        y = numpy.nan_to_num(y.astype("f4"), posinf=9, neginf=9).astype(mixed)
+    whole = PURE(x, y, a=0.25)
+    for part in (slice(30), slice(0, 90, 3), slice(40, 10, -1), slice(7, 8), slice(0)):
+        for got, wanted in zip(PURE(x[part], y[part], a=0.25), whole, strict=True):
+            assert type(got) is numpy.ndarray
+            same_bits(got, wanted[part])
+    square = (x[:100].reshape(10, 10).T, y[:200:2].reshape(10, 10).T)
+    for got, wanted in zip(PURE(*square, a=0.25), whole, strict=True):
+        assert got.shape == (10, 10) and got.dtype == wanted.dtype
+    for got in PURE(x[0:1].reshape(()), y[0:1].reshape(()), a=0.25):
+        assert type(got) is numpy.ndarray and got.shape == ()
+
+
+@pytest.mark.skipif(compiler.compiler() is None, reason="no C++ compiler")
+def test_small_arrays_go_to_a_ufunc():
+    x = numpy.ones(5, numpy.float32)
+    PURE(x, x, a=1)
+    called = PURE._ufuncs[x.dtype][x.dtype]
+    assert isinstance(called, numpy.ufunc) and called.types == ["ffd->ff"]
+    with numpy.errstate(all="raise"):  # as silent as the loops of large arrays
+        z, _ = PURE(x * 1000, x * 0, a=1.5)
+    assert numpy.isinf(z).all()
+    for call in [
+        lambda: PURE(x, x),
+        lambda: PURE(x, x, b=1),
+        lambda: PURE(x, x, a="1"),
+        lambda: PURE(x, a=1),
+        lambda: PURE(x, x, x, a=1),
+        lambda: PURE(x, [1.0], a=1),
+    ]:
+        with pytest.raises(TypeError, match="kernel 'test_pure'"):
+            call()
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        PURE(x, x[:2], a=1)
+
+
+def test_where_numpy_makes_no_ufunc_the_loop_is_called(monkeypatch):
+    monkeypatch.setattr(ufunc, "_maker", lambda: None)
+    kernel = Kernel("test_alone", "x", "y", "", "y = 2 * x;")
+    assert kernel(numpy.arange(3.0)).tolist() == [0, 2, 4] and not kernel._ufuncs
 
 
 @pytest.mark.parametrize("name", all_kernels())

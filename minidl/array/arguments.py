@@ -2,9 +2,10 @@
 
 import numpy
 
-from . import layout, loops
+from . import layout
 from .device import bfloat16, is_array, on_gpu
 from .errors import DeviceError
+from .loop_source import C_TYPE
 
 _NUMBERS = (int, float, numpy.number, numpy.bool_)
 COMPUTE = [
@@ -26,7 +27,7 @@ def signature(kernel, inputs, outs, values) -> tuple[numpy.dtype, dict, dict]:
             raise TypeError(f"kernel {kernel.name!r} needs the array {name!r}")
         else:
             dtypes[name] = inputs[0].dtype
-        if dtypes[name] not in loops.C_TYPE:
+        if dtypes[name] not in C_TYPE:
             raise TypeError(
                 f"kernel {kernel.name!r} cannot take {name!r} of {dtypes[name]}"
             )

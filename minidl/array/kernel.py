@@ -9,6 +9,7 @@ import numpy
 from . import arguments, cuda, layout, loops
 from .body import Body
 from .device import Array, is_array, on_gpu
+from .loops import PARALLEL_FROM
 
 ndarray = numpy.ndarray
 
@@ -56,6 +57,7 @@ class Kernel:
         self._keep = {self.outputs.index(output) for output in self.body.reads}
         self._none = (None,) * len(self.outputs)
         self._plans: dict[tuple, tuple] = {}
+        self._ufuncs: dict = {}  # by the first input's dtype, then the second's, ...
         self.launches: dict[tuple, Callable] = {}
         self._definition = (inputs, outputs, scalars, body, compute)
         if Kernel.registry.setdefault(name, self)._definition != self._definition:
@@ -66,6 +68,28 @@ class Kernel:
 
     def __call__(self, *inputs: Array, out=None, **scalars) -> Array | tuple:
         """Run on these arrays; `out` is the output or a tuple of them (or Nones)."""
+        found, shape = None, None
+        if out is None and len(inputs) == len(self.inputs):
+            found = self._ufuncs
+        for x in inputs:
+            if found is None or type(x) is not ndarray:
+                break
+            found = found.get(x.dtype)
+            if shape is None:
+                shape = x.shape
+            elif shape != x.shape:
+                break
+        else:
+            # NumPy makes numbers of 0-d arrays, and uses one thread
+            if found and shape and x.size < PARALLEL_FROM:
+                if not scalars and not self.scalars:
+                    return found(*inputs)
+                values = [scalars.get(name) for name in self.scalars]
+                if len(scalars) == len(values) and all(map(_is_number, values)):
+                    return found(*inputs, *values)
+        return self._call(inputs, out, scalars)
+
+    def _call(self, inputs, out, scalars) -> Array | tuple:
         outs = self._none if out is None else out if type(out) is tuple else (out,)
         values = [scalars[name] for name in self.scalars if name in scalars]
         arrays = inputs + outs
@@ -97,6 +121,8 @@ class Kernel:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._plan(inputs, outs, values)
+            if out is None and plan[0].ufunc is not None:
+                self._learn(plan[0].ufunc, *[x.dtype for x in inputs])
         loop, dtypes = plan
         if not flat or (out is not None and not layout.apart(inputs, outs)):
             return self._run_any(loop, dtypes, inputs, outs, values)
@@ -109,6 +135,14 @@ class Kernel:
         T, dtypes, scalars = arguments.signature(self, inputs, outs, values)
         loop = loops.make(self.body, T, dtypes, scalars)
         return loop, [dtypes[name] for name in self.outputs]
+
+    def _learn(self, ufunc: numpy.ufunc, *dtypes: numpy.dtype) -> None:
+        """Call this ufunc from now on for inputs of these dtypes."""
+        *before, last = dtypes
+        found = self._ufuncs
+        for dtype in before:
+            found = found.setdefault(dtype, {})
+        found[last] = ufunc
 
     def _made(self, outs, shape, dtypes) -> tuple:
         """The outputs, those that are missing made."""
@@ -180,6 +214,10 @@ class Kernel:
         done = done if type(done) is tuple else (done,)
         outs = _own(outs, done)
         return outs[0] if len(outs) == 1 else outs
+
+
+def _is_number(value) -> bool:
+    return type(value) is float or type(value) is int
 
 
 def _own(given: tuple, made: tuple) -> tuple:

@@ -19,6 +19,7 @@ Array = Any
 Sizes = tuple[int, ...]
 
 
+@lru_cache(maxsize=1024)
 def output_size(
     size: Sizes,
     kernel: Sizes,

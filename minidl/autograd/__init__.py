@@ -1,8 +1,8 @@
 """The engine: tensors, operations, and the walk back through them."""
 
 from minidl.autograd.checkpoint import checkpoint
+from minidl.autograd.custom import Function
 from minidl.autograd.differentiate import backward, grad
-from minidl.autograd.function import Function
 from minidl.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from minidl.autograd.mode import (
     enable_grad,

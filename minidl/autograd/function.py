@@ -10,35 +10,36 @@ end.
 """
 
 from itertools import count
-from typing import NamedTuple
 
 from minidl.array.device import array_module
 from minidl.array.dtypes import is_floating_point
-from minidl.autograd.mode import no_grad, recording
+from minidl.autograd.mode import recording
 from minidl.autograd.tensor import Tensor
 
 next_sequence = count().__next__
 FREED = object()
 
 
-class SavedOutput(NamedTuple):
-    """An output that its own node keeps: the bare array, since a Tensor would know
-    its creator and close a cycle."""
-
-    array: object
-    index: int
-
-
-def pack(array, inputs, arrays, outputs):
-    """What to keep of a saved array: the input Tensor it came from, so that it can
-    be differentiated again, the fact that it is an output, or the array."""
-    for x, data in zip(inputs, arrays, strict=True):
-        if data is array:
-            return x
-    for index, output in enumerate(outputs):
-        if output is array:
-            return SavedOutput(array, index)
-    return array
+def pack(saved, inputs, result) -> list:
+    """What to keep of saved arrays: the input Tensor that one came from, so that it
+    can be differentiated again; of an output the pair (array, index), since a Tensor
+    would know its creator and close a cycle; or the array."""
+    kept = []
+    for array in saved:
+        if array is result:
+            array = (array, 0)
+        elif array is not None:
+            for x in inputs:
+                if isinstance(x, Tensor) and x.data is array:
+                    array = x
+                    break
+            else:
+                outputs = result if type(result) is tuple else ()
+                array = next(
+                    ((y, i) for i, y in enumerate(outputs) if y is array), array
+                )
+        kept.append(array)
+    return kept
 
 
 def refuse_shapes(error: ValueError, arrays) -> None:
@@ -67,6 +68,7 @@ class Op:
         "__dict__",
     )
     materialize_grads = True
+    wants_tensors = False  # whether forward takes Tensors, in `run`
     undifferentiable: tuple | list = ()
 
     @classmethod
@@ -85,12 +87,11 @@ class Op:
                 if record and x.requires_grad:
                     edge = (x.creator or x, x.output_index, data.shape, data.dtype)
                     needed = True
-                arrays.append(data)
-            else:
-                arrays.append(x)
+                x = data
+            arrays.append(x)
             edges.append(edge)
         try:
-            result = node.run(inputs, arrays)
+            result = node.run(inputs) if node.wants_tensors else node.forward(*arrays)
         except ValueError as error:
             refuse_shapes(error, arrays)
             raise
@@ -99,11 +100,7 @@ class Op:
             return tuple([Tensor(y) for y in result]) if several else Tensor(result)
         node.sequence = next_sequence()
         if node.saved:
-            outputs = result if several else (result,)
-            node.saved = [
-                None if x is None else pack(x, inputs, arrays, outputs)
-                for x in node.saved
-            ]
+            node.saved = pack(node.saved, inputs, result)
             if record is not True:
                 record.keep(node)
         if not several:
@@ -116,10 +113,6 @@ class Op:
                 for i, y in enumerate(result)
             ]
         )
-
-    def run(self, inputs, arrays):
-        """Call forward with what it expects: raw arrays."""
-        return self.forward(*arrays)
 
     @property
     def needs_input_grad(self) -> tuple[bool, ...]:
@@ -143,19 +136,14 @@ class Op:
                 f"{type(self).__name__}: backward a second time through a graph whose "
                 "saved arrays are freed: pass retain_graph=True to the first backward"
             )
-        return tuple(
-            [
-                x if x is None or isinstance(x, Tensor) else self.unpack(x)
-                for x in self.saved
-            ]
-        )
-
-    def unpack(self, x):
-        if isinstance(x, (int, float)):
-            return x
-        if isinstance(x, SavedOutput):
-            return Tensor(x.array, True, self, x.index)
-        return Tensor(x)
+        tensors = []
+        for x in self.saved:
+            if isinstance(x, tuple):
+                x = Tensor(x[0], True, self, x[1])
+            elif not (x is None or isinstance(x, (Tensor, int, float))):
+                x = Tensor(x)
+            tensors.append(x)
+        return tuple(tensors)
 
     def gradient_buffer(self, position: int):
         """The array in flat storage that waits for the gradient of this input, or None.
@@ -184,8 +172,11 @@ class Op:
             return None
         return target
 
-    def materialized(self, outputs: list) -> list:
-        """The gradients of the outputs, missing ones as zeros."""
+    def as_tensors(self, outputs: list) -> list:
+        """The gradients of the outputs as Tensors, missing ones as zeros."""
+        outputs = [
+            g if g is None or isinstance(g, Tensor) else Tensor(g) for g in outputs
+        ]
         if self.outputs is not None and self.materialize_grads:
             xp = array_module(*[g.data for g in outputs if g is not None])
             for index, (shape, dtype) in enumerate(self.outputs):
@@ -193,9 +184,13 @@ class Op:
                     outputs[index] = Tensor(xp.zeros(shape, dtype))
         return outputs
 
-    def gradients(self, outputs: list) -> tuple:
-        """Run backward on the gradients of the outputs: one gradient an edge."""
-        result = self.backward(*self.materialized(outputs))
+    def gradients(self, outputs: list, writing: bool) -> tuple:
+        """Run backward on the gradients of the outputs: one gradient an edge.
+
+        `writing` says whether they may go straight to where they are accumulated.
+        """
+        self.writes_gradients = writing
+        result = self.backward(*self.as_tensors(outputs))
         if type(result) is not tuple:
             result = (result,)
         missing = len(self.edges) - len(result)
@@ -209,61 +204,26 @@ class Op:
         return result + (None,) * missing
 
 
-class Function(Op):
-    """A differentiable operation of your own, written with Tensors as in PyTorch.
+class Arithmetic(Op):
+    """An operation with one output, and a backward whose arithmetic fits bare arrays as
+    well as Tensors: where nothing is to be differentiated again, it is spared these."""
 
-    `forward(ctx, *inputs)` and `backward(ctx, *gradients)` are static methods that
-    receive and return Tensors; call it as `MyFunction.apply(x, ...)`.
-    `ctx.save_for_backward(*tensors)`, `ctx.saved_tensors`, `ctx.needs_input_grad` and
-    `ctx.set_materialize_grads(value)` mean what they mean in PyTorch. The separate
-    `setup_context(ctx, inputs, output)` is understood too.
-    """
+    __slots__ = ()
 
-    setup_context = None
+    def gradients(self, outputs: list, writing: bool) -> tuple:
+        result = self.backward(outputs[0])
+        return result if type(result) is tuple else (result,)
 
-    def run(self, inputs, arrays):
-        cls = type(self)
-        with no_grad():
-            if cls.setup_context is None:
-                result = cls.forward(self, *inputs)
-            else:
-                result = cls.forward(*inputs)
-                cls.setup_context(self, inputs, result)
-        if isinstance(result, (tuple, list)):
-            return tuple([self.array(x) for x in result])
-        return self.array(result)
-
-    def array(self, result):
-        if isinstance(result, Tensor):
-            return result.data
-        raise TypeError(
-            f"{type(self).__name__}.forward must return a Tensor or several, got "
-            f"{type(result).__name__}"
-        )
-
-    def gradients(self, outputs: list) -> tuple:
-        result = type(self).backward(self, *self.materialized(outputs))
-        result = result if type(result) is tuple else (result,)
-        if len(result) != len(self.edges):
-            raise RuntimeError(
-                f"{type(self).__name__}.backward must return {len(self.edges)} "
-                f"gradients, one for each argument of forward, got {len(result)}"
-            )
-        for g in result:
-            if g is not None and not isinstance(g, Tensor):
-                raise TypeError(
-                    f"{type(self).__name__}.backward must return Tensors or None, got "
-                    f"{type(g).__name__}"
-                )
-        return result
-
-    def save_for_backward(self, *tensors) -> None:
-        self.saved = [x.data if isinstance(x, Tensor) else x for x in tensors]
-
-    def set_materialize_grads(self, value: bool) -> None:
-        """Whether a missing gradient of an output comes as zeros (True) or as None."""
-        self.materialize_grads = value
-
-    def mark_non_differentiable(self, *tensors) -> None:
-        """These outputs carry no gradient (integers carry none anyway)."""
-        self.undifferentiable = [x.data for x in tensors]
+    def saved_like(self, g) -> tuple | list:
+        """What was saved, as Tensors where g is one, otherwise as bare arrays."""
+        if isinstance(g, Tensor):
+            return self.saved_tensors
+        values = []
+        for x in self.saved:
+            if x is not None:
+                if isinstance(x, Tensor):
+                    x = x.data
+                elif isinstance(x, tuple):
+                    x = x[0]
+            values.append(x)
+        return values

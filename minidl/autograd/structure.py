@@ -2,10 +2,10 @@
 summed over what broadcasting added, and cast to the type of its input."""
 
 from minidl.array.device import array_module
-from minidl.autograd.function import Op
+from minidl.autograd.function import Arithmetic, Op
 
 
-class Add(Op):
+class Add(Arithmetic):
     """y = a + b"""
 
     def forward(self, a, b):

@@ -9,6 +9,8 @@ import numpy as np
 from minidl.array import device as devices
 from minidl.array.dtypes import is_floating_point
 
+ndarray = np.ndarray
+
 
 class Tensor:
     """A multi-dimensional array that remembers how it was computed.
@@ -34,7 +36,7 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __init__(self, data, requires_grad=False, creator=None, output_index=0):
-        self.data = data if type(data) is np.ndarray else as_array(data)
+        self.data = data if type(data) is ndarray else as_array(data)
         self.requires_grad = requires_grad
         self.creator = creator
         self.output_index = output_index

@@ -5,15 +5,18 @@ number than the operation that made it: going through the reachable operations f
 the highest number down, each is met when all of its consumers are done. A leaf is
 ready when its last consumer has contributed (`on_grad_ready`), wherever in the walk
 that is.
+
+Gradients that are to be differentiated again travel as Tensors, others as bare arrays.
 """
 
+from collections import Counter
 from operator import attrgetter
 
 from minidl.array.device import array_module
 from minidl.autograd.function import FREED, Op
 from minidl.autograd.mode import set_grad_enabled
 from minidl.autograd.structure import Add, Cast, SumTo, check_sum_to
-from minidl.autograd.tensor import Tensor
+from minidl.autograd.tensor import Tensor, as_array, ndarray
 
 
 class Walk:
@@ -54,7 +57,7 @@ class Walk:
             )
         elif gradient.dtype != root.dtype:
             gradient = Cast.apply(gradient, root.dtype)
-        self.roots.append((root, gradient))
+        self.roots.append((root, gradient if self.create_graph else gradient.data))
 
     def collect(self, inputs: list[Tensor]) -> list[Tensor | None]:
         """The gradients of `inputs`, touching no `grad`."""
@@ -62,39 +65,36 @@ class Walk:
         keys = [(x.creator, x.output_index) if x.creator else x for x in inputs]
         self.wanted = dict.fromkeys(keys)
         self.run()
-        return [self.wanted[key] for key in keys]
+        return [None if g is None else as_tensor(g) for g in map(self.wanted.get, keys)]
 
     def run(self) -> None:
         order = self.reachable()
         if self.collecting:
             order = self.leading_to_wanted(order)
-        pending: dict[Tensor, int] = {}  # consumers of a leaf that are still to come
         for node in order:
             if node.saved is FREED:
                 node.saved_tensors  # noqa: B018 - raises, before anything is changed
-            for edge in node.edges:
-                if edge is not None and not isinstance(edge[0], Op):
-                    pending[edge[0]] = pending.get(edge[0], 0) + 1
-        leaves = [root for root, _ in self.roots if root.creator is None]
-        for leaf in leaves:
-            pending[leaf] = pending.get(leaf, 0) + 1
+        self.watched = self.on_ready is not None or self.accumulating
+        self.writing = not (self.create_graph or self.collecting)
+        if self.watched:
+            self.pending = self.consumers(order)
         with set_grad_enabled(self.create_graph):
             for root, gradient in self.roots:
-                self.deliver(root.creator or root, root.output_index, gradient)
-            for leaf in leaves:
-                self.contributed(leaf, pending)
+                if root.creator is None:
+                    self.reach(root, gradient)
+                else:
+                    self.arrive(root.creator, root.output_index, gradient)
             while order:
-                self.visit(order.pop(), pending)
+                self.visit(order.pop())
 
-    def contributed(self, leaf: Tensor, pending: dict[Tensor, int]) -> None:
-        """Count a consumer of a leaf, which is ready when none is left."""
-        pending[leaf] -= 1
-        if pending[leaf] or self.collecting and leaf not in self.wanted:
-            return
-        if self.accumulating and self.wanted[leaf] is not None:
-            leaf.accumulate(self.wanted[leaf])
-        if self.on_ready:
-            self.on_ready(leaf)
+    def consumers(self, order: list[Op]) -> dict[Tensor, int]:
+        """How often each leaf is used, as a root or by an operation of these."""
+        pending = Counter(root for root, _ in self.roots if root.creator is None)
+        for node in order:
+            for edge in node.edges:
+                if edge is not None and not isinstance(edge[0], Op):
+                    pending[edge[0]] += 1
+        return pending
 
     def reachable(self) -> list[Op]:
         """All operations behind the roots, in the order in which they ran."""
@@ -104,7 +104,7 @@ class Walk:
             for edge in todo.pop().edges:
                 if edge is not None:
                     target = edge[0]
-                    if isinstance(target, Op) and target not in found:
+                    if target not in found and isinstance(target, Op):
                         found[target] = None
                         todo.append(target)
         return sorted(found, key=attrgetter("sequence"))
@@ -120,7 +120,7 @@ class Walk:
         self.behind = behind
         return [node for node in order if node in behind or node in ends]
 
-    def visit(self, node: Op, pending: dict[Tensor, int]) -> None:
+    def visit(self, node: Op) -> None:
         """Pass the gradients of a node's outputs on to its inputs."""
         outputs = self.arrived.pop(node, None)
         if self.collecting and outputs is not None:
@@ -129,41 +129,76 @@ class Walk:
                     self.wanted[node, index] = g
             if node not in self.behind:
                 return
+        edges = node.edges
         if outputs is None:
-            gradients = [None] * len(node.edges)
+            gradients = [None] * len(edges)
         else:
-            node.writes_gradients = not (self.create_graph or self.collecting)
-            gradients = node.gradients(outputs)
+            gradients = node.gradients(outputs, self.writing)
         if node.saved and not self.retain:
             node.saved = FREED
-        for edge, g in zip(node.edges, gradients, strict=True):
+        for position, g in enumerate(gradients):
+            edge = edges[position]
             if edge is None:
                 continue
             target, index, shape, dtype = edge
             if g is not None:
-                if g.data.shape != shape:
-                    check_sum_to(g.shape, shape, type(node).__name__)
-                    g = SumTo.apply(g, shape)
-                if g.data.dtype != dtype:
-                    g = Cast.apply(g, dtype)
-                self.deliver(target, index, g)
+                if type(g) is not ndarray:
+                    g = self.carried(g)
+                if g.shape != shape or g.dtype is not dtype:
+                    g = self.fitted(g, shape, dtype, type(node).__name__)
             if not isinstance(target, Op):
-                self.contributed(target, pending)
+                self.reach(target, g)
+            elif g is not None:
+                self.arrive(target, index, g)
 
-    def deliver(self, target, index: int, g: Tensor) -> None:
-        """Add a gradient to what its target has received already."""
-        if not isinstance(target, Op):
+    def carried(self, g):
+        """A gradient in the form in which it travels."""
+        if self.create_graph:
+            return g
+        return as_array(g.data if isinstance(g, Tensor) else g)
+
+    def fitted(self, g, shape: tuple, dtype, name: str):
+        """A gradient that broadcasting made larger, or of another number type, as the
+        input has it."""
+        if g.shape != shape:
+            check_sum_to(g.shape, shape, name)
+            g = SumTo.apply(g, shape)
+        if g.dtype != dtype:
+            g = Cast.apply(g, dtype)
+        return self.carried(g)
+
+    def arrive(self, node: Op, index: int, g) -> None:
+        """Add a gradient to what an output of an operation has received already."""
+        slots = self.arrived.get(node)
+        if slots is not None:
+            slots[index] = self.added(slots[index], g)
+        elif node.outputs is None:
+            self.arrived[node] = [g]
+        else:
+            slots = self.arrived[node] = [None] * len(node.outputs)
+            slots[index] = g
+
+    def reach(self, leaf: Tensor, g) -> None:
+        """Give a leaf a consumer's gradient, if any; it is ready after the last one."""
+        if g is not None:
             if not self.collecting:
-                target.accumulate(g)
-            elif target in self.wanted:
-                before = self.wanted[target]
-                self.wanted[target] = g if before is None else Add.apply(before, g)
+                leaf.accumulate(as_tensor(g))
+            elif leaf in self.wanted:
+                self.wanted[leaf] = self.added(self.wanted[leaf], g)
+        if not self.watched:
             return
-        slots = self.arrived.get(target)
-        if slots is None:
-            if target.outputs is None:
-                self.arrived[target] = [g]
-                return
-            slots = self.arrived[target] = [None] * len(target.outputs)
-        before = slots[index]
-        slots[index] = g if before is None else Add.apply(before, g)
+        self.pending[leaf] -= 1
+        if self.pending[leaf] or self.collecting and leaf not in self.wanted:
+            return
+        if self.accumulating and self.wanted[leaf] is not None:
+            leaf.accumulate(as_tensor(self.wanted[leaf]))
+        if self.on_ready:
+            self.on_ready(leaf)
+
+    def added(self, before, g):
+        """The sum of two gradients, the first of which may be missing."""
+        return g if before is None else self.carried(Add.apply(before, g))
+
+
+def as_tensor(g) -> Tensor:
+    return g if isinstance(g, Tensor) else Tensor(g)

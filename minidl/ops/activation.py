@@ -6,7 +6,7 @@ and changes nothing: the result is a new Tensor, its values are the same.
 """
 
 from minidl.array.kernel import Kernel
-from minidl.autograd.function import Op
+from minidl.autograd.function import Arithmetic
 from minidl.autograd.tensor import Tensor
 from minidl.ops.operands import cast, floating
 from minidl.ops.pointwise import Pointwise
@@ -49,41 +49,55 @@ EXPRESSIONS = {
 gate = Pointwise("glu", "a b", "a * sigmoid(b)")
 parametric = Pointwise("prelu", "x slope", "where(x > 0, x, slope * x)")
 
-relu_kernel = Kernel("relu", "x", "y", body="y = where(x <= 0, 0, x);")
-sigmoid_kernel = Pointwise("sigmoid", "x", "sigmoid(x)").kernel
-tanh_kernel = Pointwise("tanh", "x", "tanh(x)").kernel
-# Their gradients in terms of the result: the argument need not be kept
+
 relu_gradient = Pointwise("relu_gradient", "g y", "where(y <= 0, 0, g)")
-sigmoid_gradient = Pointwise("sigmoid_gradient", "g y", "g * y * (1 - y)")
-tanh_gradient = Pointwise("tanh_gradient", "g y", "g * (1 - y * y)")
 
 
-class FromResult(Op):
-    """y = f(x) where f'(x) is a function of y, which the next op keeps anyway."""
+class FromResult(Arithmetic):
+    """y = f(x) where f'(x) is a function of y, which the next op keeps anyway: the
+    argument need not be kept."""
 
-    def forward(self, x, kernel, gradient):
-        y = kernel(x)
-        self.gradient = gradient
-        self.save_for_backward(y)
+    kernel: Kernel
+    gradient: Pointwise  # of g and y
+
+    def forward(self, x):
+        y = self.kernel(x)
+        self.saved = (y,)
         return y
 
     def backward(self, g):
-        return self.gradient(g, *self.saved_tensors)
+        (y,) = self.saved_like(g)
+        return self.gradient.like(g)(g, y)
+
+
+class Relu(FromResult):
+    kernel = Kernel("relu", "x", "y", body="y = where(x <= 0, 0, x);")
+    gradient = relu_gradient
+
+
+class Sigmoid(FromResult):
+    kernel = Pointwise("sigmoid", "x", "sigmoid(x)").kernel
+    gradient = Pointwise("sigmoid_gradient", "g y", "g * y * (1 - y)")
+
+
+class Tanh(FromResult):
+    kernel = Pointwise("tanh", "x", "tanh(x)").kernel
+    gradient = Pointwise("tanh_gradient", "g y", "g * (1 - y * y)")
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(0, input); NaN stays NaN."""
-    return FromResult.apply(input, relu_kernel, relu_gradient)
+    return Relu.apply(input)
 
 
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(-input))"""
-    return FromResult.apply(floating(input), sigmoid_kernel, sigmoid_gradient)
+    return Sigmoid.apply(floating(input))
 
 
 def tanh(input: Tensor) -> Tensor:
     """The hyperbolic tangent."""
-    return FromResult.apply(floating(input), tanh_kernel, tanh_gradient)
+    return Tanh.apply(floating(input))
 
 
 def leaky_relu(

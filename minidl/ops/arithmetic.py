@@ -4,50 +4,48 @@ import numpy as np
 
 from minidl.array.device import array_module, on_gpu
 from minidl.array.dtypes import is_floating_point
-from minidl.autograd.function import Op
+from minidl.autograd.function import Arithmetic, Op
 from minidl.autograd.structure import Add
 from minidl.autograd.tensor import Tensor
-from minidl.ops.elementwise import floor, log, negative, tabled, trunc, where, zero
+from minidl.ops.elementwise import floor, log, neg, tabled, trunc, where, zero
 from minidl.ops.operands import matched
 from minidl.ops.pointwise import Pointwise
 
 
-class Sub(Op):
+class Sub(Arithmetic):
     """y = a - b"""
 
     def forward(self, a, b):
         return a - b
 
     def backward(self, g):
-        return g, None if self.edges[1] is None else negative(g)
+        return g, None if self.edges[1] is None else -g
 
 
-class Mul(Op):
+class Mul(Arithmetic):
     """y = a b"""
 
     def forward(self, a, b):
         for_a, for_b = self.edges
-        self.save_for_backward(
-            None if for_b is None else a, None if for_a is None else b
-        )
+        self.saved = None if for_b is None else a, None if for_a is None else b
         return a * b
 
     def backward(self, g):
-        a, b = self.saved_tensors
-        return None if b is None else Mul.apply(g, b), None if a is None else g * a
+        a, b = self.saved_like(g)
+        return None if b is None else g * b, None if a is None else g * a
 
 
-class Div(Op):
+class Div(Arithmetic):
     """y = a / b"""
 
     def forward(self, a, b):
-        self.save_for_backward(None if self.edges[1] is None else a, b)
+        self.saved = None if self.edges[1] is None else a, b
         return a / b
 
     def backward(self, g):
-        a, b = self.saved_tensors
-        ga = Div.apply(g, b)
-        return ga, None if a is None else negative(ga * Div.apply(a, b))
+        a, b = self.saved_like(g)
+        ga = g / b
+        return ga, None if a is None else -(ga * (a / b))
 
 
 class Pow(Op):
@@ -89,14 +87,14 @@ modulo = tabled(
     "remainder",
     "input - other floor(input / other)",
     lambda g: g,
-    lambda g, a, b: negative(g * floor(a / b)),
+    lambda g, a, b: neg(g * floor(a / b)),
     integers="keep",
 )
 c_modulo = tabled(
     "fmod",
     "input - other trunc(input / other)",
     lambda g: g,
-    lambda g, a, b: negative(g * trunc(a / b)),
+    lambda g, a, b: neg(g * trunc(a / b)),
     integers="keep",
 )
 # The two forms are one on paper; rounded, each is exact at its own end

@@ -9,7 +9,7 @@ from inspect import signature
 
 from minidl.array.device import array_module
 from minidl.array.dtypes import DEFAULT_FLOAT, is_floating_point
-from minidl.autograd.function import Op
+from minidl.autograd.function import Arithmetic, Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.operands import as_tensor, cast, matched
 from minidl.ops.pointwise import Pointwise
@@ -23,24 +23,32 @@ class Tabled(Op):
 
     def forward(self, *arrays):
         y = getattr(array_module(*arrays), self.function)(*arrays)
-        named = [
-            place
-            for edge, (_, places) in zip(self.edges, self.rules, strict=True)
-            if edge is not None
-            for place in places
-        ]
-        values = enumerate((*arrays, y))
-        self.save_for_backward(*[x if i in named else None for i, x in values])
+        values = (*arrays, y)
+        kept = [None] * len(values)
+        for position, edge in enumerate(self.edges):
+            if edge is not None:
+                for place in self.rules[position][1]:
+                    kept[place] = values[place]
+        self.saved = kept
         return y
 
     def backward(self, g):
         saved = self.saved_tensors
-        return tuple(
-            [
-                None if edge is None else rule(g, *[saved[i] for i in places])
-                for edge, (rule, places) in zip(self.edges, self.rules, strict=True)
-            ]
-        )
+        gradients = []
+        for edge, (rule, places) in zip(self.edges, self.rules, strict=True):
+            needed = [saved[place] for place in places]
+            gradients.append(None if edge is None else rule(g, *needed))
+        return tuple(gradients)
+
+
+class Neg(Arithmetic):
+    """y = -x"""
+
+    def forward(self, x):
+        return -x
+
+    def backward(self, g):
+        return -g
 
 
 class Sign(Op):
@@ -117,16 +125,15 @@ def share(g: Tensor, mine, others) -> Tensor:
 
 
 abs = tabled("abs", "|input|", lambda g, a: g * sign(a), integers="keep")
-negative = tabled("negative", "-input", lambda g: negative(g), integers="keep")
 exp = tabled("exp", "e^input", lambda g, y: g * y)
 log = tabled("log", "The natural logarithm of input", lambda g, a: g / a)
 log1p = tabled("log1p", "log(1 + input)", lambda g, a: g / (a + 1))
 expm1 = tabled("expm1", "e^input - 1", lambda g, y: g * (y + 1))
 sqrt = tabled("sqrt", "The square root of input", lambda g, y: g / (y * 2))
 square = tabled("square", "input^2", lambda g, a: g * (a * 2), integers="keep")
-reciprocal = tabled("reciprocal", "1 / input", lambda g, y: negative(g * (y * y)))
+reciprocal = tabled("reciprocal", "1 / input", lambda g, y: neg(g * (y * y)))
 sin = tabled("sin", "The sine of input", lambda g, a: g * cos(a))
-cos = tabled("cos", "The cosine of input", lambda g, a: negative(g * sin(a)))
+cos = tabled("cos", "The cosine of input", lambda g, a: neg(g * sin(a)))
 tan = tabled("tan", "The tangent of input", lambda g, y: g * (y * y + 1))
 floor = tabled("floor", "The next whole number below", zero, integers="whole")
 ceil = tabled("ceil", "The next whole number above", zero, integers="whole")
@@ -150,7 +157,7 @@ atan2 = tabled(
     "atan2",
     "The angle of the point (other, input)",
     lambda g, a, b: g * (b / (a * a + b * b)),
-    lambda g, a, b: negative(g * (a / (a * a + b * b))),
+    lambda g, a, b: neg(g * (a / (a * a + b * b))),
     numpy="arctan2",
 )
 inverse_root = Pointwise("rsqrt", "x", "1 / sqrt(x)")
@@ -159,9 +166,11 @@ error_function = Pointwise("erf", "x", "erf(x)")
 
 def neg(input: Tensor) -> Tensor:
     """-input, element by element."""
-    if as_tensor(input).data.dtype.kind == "b":
+    if not isinstance(input, Tensor):
+        input = as_tensor(input)
+    if input.data.dtype.kind == "b":
         raise RuntimeError("neg: bools have no negative; use ~ or logical_not")
-    return negative(input)
+    return Neg.apply(input)
 
 
 def sign(input: Tensor) -> Tensor:

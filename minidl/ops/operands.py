@@ -35,8 +35,12 @@ def cast(x: Tensor, dtype) -> Tensor:
 
 def floating(x: Tensor) -> Tensor:
     """x, integers cast to PyTorch's default floating-point type."""
-    x = as_tensor(x)
-    return x if is_floating_point(x.data.dtype) else Cast.apply(x, DEFAULT_FLOAT)
+    if not isinstance(x, Tensor):
+        x = as_tensor(x)
+    dtype = x.data.dtype
+    if dtype.kind == "f" or is_floating_point(dtype):
+        return x
+    return Cast.apply(x, DEFAULT_FLOAT)
 
 
 def matched(*operands, floating=False) -> tuple:
@@ -45,18 +49,25 @@ def matched(*operands, floating=False) -> tuple:
     Python numbers stay as they are: NumPy and CuPy never widen for them. With
     `floating`, integers become floating point.
     """
-    first = operands[0]
-    if isinstance(first, Tensor):
-        dtype = first.data.dtype
-        for x in operands[1:]:
-            if isinstance(x, Tensor):
-                if x.data.dtype != dtype:
-                    break
-            elif type(x) is not float and type(x) is not int:
-                break
-        else:
-            if dtype.kind == "f":
+    if len(operands) == 2:
+        a, b = operands
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            dtype = a.data.dtype
+            if dtype is b.data.dtype and dtype.kind == "f":
                 return operands
+    dtype = None
+    for x in operands:
+        if isinstance(x, Tensor):
+            other = x.data.dtype
+            if dtype is None:
+                dtype = other
+            elif dtype is not other:
+                break
+        elif type(x) is not float and type(x) is not int:
+            break
+    else:
+        if dtype is not None and dtype.kind == "f":
+            return operands
     return slowly_matched(operands, floating)
 
 

@@ -7,7 +7,8 @@ derivative is again one kernel.
 
 from minidl.array import calculus
 from minidl.array.kernel import Kernel
-from minidl.autograd.function import Op
+from minidl.autograd.function import Arithmetic
+from minidl.autograd.tensor import Tensor
 from minidl.ops.operands import matched
 
 
@@ -29,9 +30,15 @@ class Pointwise:
             body=f"result = {calculus.expand(expression)};",
         )
         self.gradients: dict[int, tuple] = {}
+        self.op = type(name, (Evaluate,), {"function": self})
 
     def __call__(self, *inputs, **scalars):
-        return Evaluate.apply(*matched(*inputs, floating=True), self, scalars)
+        inputs = matched(*inputs, floating=True)
+        return self.op.apply(*inputs, scalars) if scalars else self.op.apply(*inputs)
+
+    def like(self, g):
+        """What to call where g is at hand: a bare array needs the kernel alone."""
+        return self if isinstance(g, Tensor) else self.kernel
 
     def gradient(self, position: int) -> tuple["Pointwise | None", list[int]]:
         """The function (g, *needed arguments) -> gradient of one argument, and the
@@ -56,27 +63,34 @@ class Pointwise:
         return self.gradients[position]
 
 
-class Evaluate(Op):
-    """One call of a Pointwise function."""
+class Evaluate(Arithmetic):
+    """One call of a Pointwise function; a class is made for each."""
 
-    def forward(self, *inputs):
-        *arrays, self.function, self.scalars = inputs
-        wanted = [i for i, edge in enumerate(self.edges) if edge is not None]
-        kept = {j for i in wanted for j in self.function.gradient(i)[1]}
-        self.save_for_backward(
-            *[x if i in kept else None for i, x in enumerate(arrays)]
-        )
+    function: Pointwise
+    scalars: dict = {}
+
+    def forward(self, *arrays):
+        if len(arrays) > len(self.function.arguments):
+            *arrays, self.scalars = arrays
+        kept = [None] * len(arrays)
+        for position, edge in enumerate(self.edges):
+            if edge is not None:
+                for needed in self.function.gradient(position)[1]:
+                    kept[needed] = arrays[needed]
+        self.saved = kept
         return self.function.kernel(*arrays, **self.scalars)
 
     def backward(self, g):
-        saved = self.saved_tensors
+        saved = self.saved_like(g)
         gradients = []
         for position, _ in enumerate(saved):
             function, needed = self.function.gradient(position)
             if self.edges[position] is None or function is None:
                 gradients.append(None)
                 continue
-            names = function.scalars.split()
-            scalars = {name: self.scalars[name] for name in names}
-            gradients.append(function(g, *[saved[i] for i in needed], **scalars))
+            scalars = self.scalars
+            if scalars:
+                scalars = {name: scalars[name] for name in function.scalars.split()}
+            arguments = [saved[i] for i in needed]
+            gradients.append(function.like(g)(g, *arguments, **scalars))
         return tuple(gradients)
