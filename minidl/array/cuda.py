@@ -1,23 +1,20 @@
-"""A kernel on a GPU: one cupy.ElementwiseKernel for each compute type."""
+"""A kernel on a GPU, as one launch.
+
+Arrays that lie alike in memory are moved 16 bytes at a time (cuda_vectors.py), others
+go through one cupy.ElementwiseKernel for each compute type.
+"""
 
 import numpy
 
-from . import arguments
+from . import arguments, cuda_vectors
 from .body import PREAMBLE
+from .cuda_source import C_TYPE
 from .device import cupy_module, device_of
 from .errors import DeviceError
 
 # a * b + c rounds twice, as on a CPU: random numbers and masks are then the same
 # everywhere. It costs nothing where memory is the limit.
 OPTIONS = ("--fmad=false",)
-COMPUTE = {  # what CUDA C++ calls the types without any header
-    numpy.dtype("float32"): "float",
-    numpy.dtype("float64"): "double",
-    numpy.dtype("int32"): "int",
-    numpy.dtype("uint32"): "unsigned int",
-    numpy.dtype("int64"): "long long",
-    numpy.dtype("uint64"): "unsigned long long",
-}
 
 
 def run(kernel, inputs, outs, values) -> tuple:
@@ -38,17 +35,35 @@ def run(kernel, inputs, outs, values) -> tuple:
     shape = arguments.common_shape(kernel, inputs, outs)
     near = arguments.check_outputs(kernel, inputs, present)
     inputs = [x.copy() if k in near else x for k, x in enumerate(inputs)]
-    key = (T, *(dtype is None for dtype in scalars.values()))
-    launch = kernel.launches.get(key)
-    if launch is None:
-        launch = kernel.launches[key] = elementwise(kernel, T, scalars)
     with arrays[0].device:
-        outs = [
-            cupy.empty(shape, dtypes[name]) if out is None else out
-            for out, name in zip(outs, kernel.outputs, strict=True)
-        ]
-        launch(*inputs, *values, *outs)
-    return tuple(outs)
+        order = cuda_vectors.order([*inputs, *present], shape, kernel.body.uses_index)
+        if order is None:
+            outs = _made(outs, shape, dtypes, kernel.outputs)
+            key = (T, *(dtype is None for dtype in scalars.values()))
+            if key not in kernel.launches:
+                kernel.launches[key] = elementwise(kernel, T, scalars)
+            kernel.launches[key](*inputs, *values, *outs)
+            return outs
+        if order:
+            inputs = [x.transpose(order) for x in inputs]
+            outs = [out if out is None else out.transpose(order) for out in outs]
+            shape = tuple(shape[axis] for axis in order)
+        outs = _made(outs, shape, dtypes, kernel.outputs)
+        key = (T, *dtypes.values(), *scalars.values())
+        if key not in kernel.launches:
+            kernel.launches[key] = cuda_vectors.launcher(
+                kernel, T, dtypes, scalars, OPTIONS
+            )
+        kernel.launches[key]([*inputs, *outs], values)
+        back = numpy.argsort(order).tolist()
+        return tuple([out.transpose(back) for out in outs]) if order else outs
+
+
+def _made(outs, shape, dtypes, names) -> tuple:
+    """The outputs, those that are missing made."""
+    empty = cupy_module().empty
+    pairs = zip(outs, names, strict=True)
+    return tuple([empty(shape, dtypes[x]) if out is None else out for out, x in pairs])
 
 
 def elementwise(kernel, T: numpy.dtype, scalars: dict):
@@ -60,7 +75,7 @@ def elementwise(kernel, T: numpy.dtype, scalars: dict):
         f"{T.name} _{n}" if dtype is None else f"raw {next(letters)} _{n}"
         for n, dtype in scalars.items()
     ]
-    lines = [f"typedef {COMPUTE[T]} T;"]
+    lines = [f"typedef {C_TYPE[T]} T;"]
     for name in kernel.names:
         read = name in kernel.inputs or name in kernel.body.reads
         lines.append(f"T v_{name} = {f'(T)_{name}' if read else 'T(0)'};")

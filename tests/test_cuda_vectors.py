@@ -1,0 +1,145 @@
+"""Kernels that move 16 bytes at a time: the same results, by the instructions meant."""
+
+import re
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidl.array import cuda_vectors, random
+from minidl.array.arguments import signature
+from minidl.array.cuda import OPTIONS
+from minidl.array.device import bfloat16
+from minidl.array.kernel import Kernel
+from minidl.optim.adam import adam
+
+pytest.importorskip("cupy", reason="CuPy is not installed")
+from test_cuda_compile import FLOATS, all_kernels, compile_cuda, nvrtc, signatures  # noqa: E402, F401
+
+blend = Kernel(
+    "test_blend",
+    inputs="x y",
+    outputs="z m",
+    scalars="a b",
+    body="m = m * b + x; z = a * x + y * m + index;",
+)
+MIXTURES = [
+    ["float32"] * 4,
+    ["bool", "float64", "float32", "float16"],
+    ["float16", "int32", bfloat16 or "float16", "float32"],
+]
+
+
+def vector_source(kernel, dtypes, values):
+    """The CUDA C++ for arrays of these dtypes."""
+    arrays = [numpy.empty(1, dtype) for dtype in dtypes]
+    first = len(kernel.inputs)
+    T, types, kinds = signature(kernel, arrays[:first], arrays[first:], values)
+    return cuda_vectors.source(kernel, T, types, kinds, kernel.body.cpp)
+
+
+def ptx(source):
+    text = compile_cuda(source, "compute_90", "ptx", OPTIONS)
+    return text if isinstance(text, str) else text.decode()
+
+
+@given(st.integers(0, 5000), st.sampled_from(MIXTURES), st.booleans())
+def test_results_are_those_of_the_cpu(size, dtypes, on_device):
+    import stand_in
+
+    draw = numpy.random.default_rng(size)
+    x, y, z, m = (draw.normal(size=size).astype(dtype) for dtype in dtypes)
+    want = z.copy(), m.copy()
+    blend(x, y, out=want, a=0.5, b=-2)
+    stand_in.install()
+    try:
+        device = [stand_in.cupy.asarray(array) for array in (x, y, z, m)]
+        a = stand_in.cupy.full(1, 0.5) if on_device else 0.5
+        stand_in.reset()
+        blend(*device[:2], out=tuple(device[2:]), a=a, b=-2)
+        assert stand_in.launches == ["minidl_test_blend"] * bool(size)
+        assert not stand_in.syncs and not stand_in.uploads
+        got = [array.get() for array in device[2:]]
+    finally:
+        stand_in.remove()
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == theirs.dtype
+        wide = numpy.promote_types(ours.dtype, "float32")
+        numpy.testing.assert_allclose(
+            ours.astype(wide), theirs.astype(wide), rtol=1e-2, atol=1e-2
+        )
+
+
+def test_layouts(stand_in):
+    cupy = stand_in.cupy
+    square = Kernel("test_square", "x", "y", body="y = x * x;")
+    x = numpy.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype("float32")
+    whole = cupy.asarray(x)
+    last = whole.transpose(0, 3, 1, 2)  # channels last in memory
+    for view, want in ((whole, x), (last, x.transpose(0, 3, 1, 2))):
+        y = square(view)
+        assert y.strides == view.strides and y.shape == view.shape
+        assert (y.get() == want * want).all()
+    apart = {type(launch).__name__ for launch in square.launches.values()}
+    assert apart == {"function"}
+    for view, want in (  # misaligned, strided, broadcast
+        (whole.reshape(-1)[1:], x.reshape(-1)[1:]),
+        (whole[..., ::2], x[..., ::2]),
+        (cupy.broadcast_to(whole[:1], x.shape), numpy.broadcast_to(x[:1], x.shape)),
+    ):
+        assert (square(view).get() == want * want).all()
+    assert len(square.launches) == 2
+    out = whole.copy()
+    assert square(out, out=out) is out and (out.get() == x * x).all()
+    del Kernel.registry["test_square"]
+
+
+def test_random_words_are_those_of_the_cpu(stand_in):
+    for size in (1, 7, 4096, 5001):
+        got = random.uniform((size,), device="cuda", generator=random.Generator(3))
+        want = random.uniform((size,), generator=random.Generator(3))
+        assert (got.get() == want).all()
+    seed = numpy.uint64(2**63 + 5)
+    got, want = stand_in.cupy.empty(9, "uint64"), numpy.empty(9, "uint64")
+    for out in (got, want):
+        random.random_bits(out=out, shift=3, seed=int(seed), draw=2, start=2**33)
+    assert (got.get() == want).all()
+
+
+def test_adam_moves_16_bytes_at_a_time(nvrtc):  # noqa: F811
+    values = [1.0] * len(adam.scalars)
+    text = ptx(vector_source(adam, ["float32"] * 4, values))
+    assert len(re.findall(r"ld\.global\S*\.v4\.f32", text)) == 4
+    assert len(re.findall(r"st\.global\S*\.v4\.f32", text)) == 3
+    assert ".local" not in text
+
+
+@pytest.mark.skipif(bfloat16 is None, reason="ml_dtypes is not installed")
+def test_mixed_types_move_16_bytes_at_a_time(nvrtc):  # noqa: F811
+    values = [1.0] * len(adam.scalars)
+    dtypes = [bfloat16, "float32", "float32", "float32"]
+    text = ptx(vector_source(adam, dtypes, values))
+    assert len(re.findall(r"ld\.global\S*\.v4\.[uf]32", text)) == 1 + 3 * 2
+    assert len(re.findall(r"st\.global\S*\.v4\.[uf]32", text)) == 3 * 2
+    assert ".local" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "which"), [("sm_80", 0), ("sm_90", -1)])
+def test_every_kernel_compiles(nvrtc, architecture, which):  # noqa: F811
+    texts = []
+    for kernel in all_kernels().values():
+        for dtype in signatures(kernel)[which:][:1]:  # float32, or half precision
+            values = [1] * len(kernel.scalars)
+            texts.append(vector_source(kernel, [dtype] * len(kernel.names), values))
+    for first in range(0, len(texts), 40):
+        headers, bodies = set(), []
+        for n, text in enumerate(texts[first : first + 40]):
+            lines = text.splitlines()
+            headers |= {line for line in lines if line.startswith("#include")}
+            body = "\n".join(x for x in lines if not x.startswith("#"))
+            bodies.append(f"namespace n{n} {{\n{body}\n}}".replace('extern "C"', ""))
+        macro = "#define MINIDL_HD __device__ static inline"
+        code = compile_cuda("\n".join([*sorted(headers), macro, *bodies]), architecture)
+        assert code[1:4] == b"ELF"
