@@ -1,4 +1,4 @@
-"""Cross entropy of raw arrays and its gradient; on a CPU one compiled loop each.
+"""Cross entropy of raw arrays and its gradient: one compiled loop, one launch each.
 
 Scores are (N, C, *), labels (N, *) integers from 0 to C - 1. A row of scores is read
 once, by one thread, so results are the same for any number of threads.
@@ -9,8 +9,8 @@ from functools import cache
 
 import numpy
 
-from . import compiler
-from .device import Array, array_module
+from . import compiler, cuda_softmax
+from .device import Array, on_gpu
 from .threads import get_num_threads
 from .vector_math import VECTOR_MATH
 
@@ -68,32 +68,34 @@ def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
 
     Half precision is computed in float32 and rounded once, at the end.
     """
+    if on_gpu(x):
+        return cuda_softmax.cross_entropy(x, labels)
     loop = _loop("forward", x, labels)
     if loop is not None:
         terms, p = numpy.empty(len(x), x.dtype), numpy.empty(x.shape, x.dtype)
         _run(loop, x.shape, x, labels, terms, p)
         return terms, p
-    xp = array_module(x)
     wide = x.astype(numpy.float32) if x.dtype.itemsize < 4 else x
     p = wide - wide.max(axis=1, keepdims=True)
-    chosen = xp.take_along_axis(p, xp.expand_dims(labels, 1), 1)
-    xp.exp(p, out=p)
+    chosen = numpy.take_along_axis(p, numpy.expand_dims(labels, 1), 1)
+    numpy.exp(p, out=p)
     total = p.sum(axis=1, keepdims=True)
     p /= total
-    terms = (xp.log(total) - chosen).reshape(labels.shape)
+    terms = (numpy.log(total) - chosen).reshape(labels.shape)
     return terms.astype(x.dtype, copy=False), p.astype(x.dtype, copy=False)
 
 
 def deviation(g: Array, p: Array, labels: Array) -> Array:
     """(p - one_hot(label)) g, the gradient of the scores; g (N, *)."""
+    if on_gpu(p):
+        return cuda_softmax.deviation(g, p, labels)
     loop = _loop("deviation", p, labels) if g.dtype == p.dtype else None
     if loop is not None:
         y = numpy.empty(p.shape, p.dtype)
         _run(loop, p.shape, g, labels, p, y)
         return y
-    xp = array_module(p)
-    y = p * xp.expand_dims(g, 1)
-    places = list(xp.ix_(*[xp.arange(n) for n in labels.shape]))
+    y = p * numpy.expand_dims(g, 1)
+    places = list(numpy.ix_(*[numpy.arange(n) for n in labels.shape]))
     places.insert(1, labels)
     y[tuple(places)] -= g
     return y

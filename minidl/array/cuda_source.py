@@ -40,20 +40,37 @@ def headers(*dtypes) -> str:
     return "".join(f"#include <cupy/{name}.cuh>\n" for name in dict.fromkeys(short))
 
 
-@cache
-def module(source: str, types: tuple, numbers: tuple, options: tuple = FLUSH):
-    """The compiled source, in which (name, dtype) of `types` are types and (name,
-    number) of `numbers` are macros."""
+def source_of(source: str, types: tuple, numbers: tuple) -> str:
+    """The source with (name, dtype) of `types` as types and (name, number) of `numbers`
+    as macros."""
     lines = [headers(*(dtype for _, dtype in types))]
     lines += [f"typedef {C_TYPE[dtype]} {name};\n" for name, dtype in types]
     lines += [f"#define {name} {number}\n" for name, number in numbers]
-    code = "".join(lines) + source
-    return cupy_module().RawModule(code=code, options=options)
+    return "".join(lines) + source
+
+
+@cache
+def module(source: str, types: tuple, numbers: tuple):
+    """That source, compiled."""
+    code = source_of(source, types, numbers)
+    return cupy_module().RawModule(code=code, options=FLUSH)
 
 
 def aligned(*arrays) -> bool:
     """Whether 16 bytes can be moved at a time, from the first element on."""
     return not any(array.data.ptr % 16 for array in arrays)
+
+
+def empty(shape, dtype):
+    """An array on the current device with whatever the memory holds."""
+    return cupy_module().empty(shape, dtype)
+
+
+def contiguous(array, dtype=None):
+    """The array, or a C-contiguous copy of this dtype."""
+    if array.flags.c_contiguous and dtype in (None, array.dtype):
+        return array
+    return array.astype(dtype or array.dtype, order="C")
 
 
 def wide_type(dtype: numpy.dtype) -> numpy.dtype:

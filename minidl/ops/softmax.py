@@ -1,42 +1,10 @@
-"""The softmax family: exponentials over their sum, along one dimension.
+"""The softmax family: exponentials over their sum, along one dimension."""
 
-Half precision is computed in float32 and rounded once, at the end.
-"""
-
-import numpy
-
-from minidl.array.device import array_module
-from minidl.array.kernel import Kernel
-from minidl.array.standardize import summed
+from minidl.array import softmax as raw
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.operands import cast
-from minidl.ops.pointwise import Pointwise
 from minidl.ops.shape import normal_dim
-
-
-def widened(x):
-    """x, or a copy in float32 where it is of half precision."""
-    return x.astype(numpy.float32) if x.dtype.itemsize < 4 else x
-
-
-exponential = Kernel("exponential", "x top", "y", body="y = exp(x - top);")
-quotient = Kernel("quotient", "x total", "y", body="y = x / total;")
-log_quotient = Kernel("log_quotient", "x top bottom", "y", body="y = x - top - bottom;")
-softmax_gradient = Pointwise("softmax_gradient", "g s y", "(g - s) * y")
-log_softmax_gradient = Pointwise("log_softmax_gradient", "g s y", "g - s * exp(y)")
-
-
-class Inner(Op):
-    """y = sum(a b) along dim, which stays with size 1"""
-
-    def forward(self, a, b, dim):
-        self.save_for_backward(a, b)
-        return summed(a, b, (dim,))
-
-    def backward(self, g):
-        a, b = self.saved_tensors
-        return g * b, g * a
 
 
 class Softmax(Op):
@@ -44,22 +12,28 @@ class Softmax(Op):
 
     def forward(self, x, dim, safe=False):
         self.dim = dim
-        wide = widened(x)
-        xp = array_module(wide)
-        top = wide.max(axis=dim, keepdims=True)
-        if safe:
-            top = xp.where(top == -xp.inf, 0, top)
-        y = exponential(wide, top)
-        total = summed(y, None, (dim,))
-        if safe:
-            total = xp.where(total == 0, 1, total)
-        y = quotient(y, total, out=y).astype(x.dtype, copy=False)
+        y = raw.softmax(x, dim, safe)
         self.save_for_backward(y)
         return y
 
     def backward(self, g):
         (y,) = self.saved_tensors
-        return softmax_gradient(g, Inner.apply(g, y, self.dim), y)
+        return SoftmaxGradient.apply(g, y, self.dim)
+
+
+class SoftmaxGradient(Op):
+    """gx = (g - sum(g y)) y"""
+
+    def forward(self, g, y, dim):
+        self.dim = dim
+        self.save_for_backward(g, y)
+        return raw.softmax_gradient(g, y, dim)
+
+    def backward(self, h):
+        g, y = self.saved_tensors
+        along = (h * y).sum(self.dim, True)
+        gg = (h - along) * y
+        return gg, h * (g - (g * y).sum(self.dim, True)) - g * along
 
 
 class LogSoftmax(Op):
@@ -67,18 +41,28 @@ class LogSoftmax(Op):
 
     def forward(self, x, dim):
         self.dim = dim
-        wide = widened(x)
-        xp = array_module(wide)
-        top = wide.max(axis=dim, keepdims=True)
-        total = summed(exponential(wide, top), None, (dim,))
-        y = log_quotient(wide, top, xp.log(total))
-        y = y.astype(x.dtype, copy=False)
+        y = raw.log_softmax(x, dim)
         self.save_for_backward(y)
         return y
 
     def backward(self, g):
         (y,) = self.saved_tensors
-        return log_softmax_gradient(g, g.sum(self.dim, True), y)
+        return LogSoftmaxGradient.apply(g, y, self.dim)
+
+
+class LogSoftmaxGradient(Op):
+    """gx = g - sum(g) exp(y)"""
+
+    def forward(self, g, y, dim):
+        self.dim = dim
+        self.save_for_backward(g, y)
+        return raw.log_softmax_gradient(g, y, dim)
+
+    def backward(self, h):
+        g, y = self.saved_tensors
+        p = y.exp()
+        along = (h * p).sum(self.dim, True)
+        return h - along, -g.sum(self.dim, True) * p * h
 
 
 def softmax(input: Tensor, dim: int | None = None, dtype=None) -> Tensor:

@@ -1,0 +1,158 @@
+"""Softmax and cross entropy on a GPU: one launch each, forward and backward.
+
+Rows are read twice, the second time from a cache: once for the largest element and the
+sum, which grow together (Milakov and Gimelshein, "Online normalizer calculation for
+softmax", 2018), and once for the results.
+"""
+
+import numpy
+
+from .cuda_source import contiguous, empty
+from .cuda_teams import launch, rows_of
+from .device import Array
+
+_STATISTICS = """
+#define LOWEST (-(T)__int_as_float(0x7f800000))
+INLINE T power(T x, T top) { return top == LOWEST ? T(0) : exp(x - top); }
+INLINE T larger(T a, T b) { return a > b || a != a ? a : b; }  // NaN if either is
+struct Total {  // the largest x, and the sum of exp(x - top)
+    T top, sum;
+    __device__ Total joined(Total other) const {
+        T most = larger(top, other.top);
+        T sums = sum * power(top, most) + other.sum * power(other.top, most);
+        return {most, sums};
+    }
+    __device__ Total from(int lane) const {
+        return {from_lane(top, lane), from_lane(sum, lane)};
+    }
+};
+INLINE Total total_of(const S* x, I classes, I inner) {
+    Total all = {LOWEST, 0};
+    EACH(j, classes) {
+        const Some v = load(x + j * inner);
+        T top = all.top;
+        LANES(k) top = larger((T)v.at[k], top);
+        all.sum *= power(all.top, top);
+        LANES(k) all.sum += power((T)v.at[k], top);
+        all.top = top;
+    }
+    return team(all);
+}
+// Where this row starts; the threads of rows that are not there have no elements.
+#define START                                                        \\
+    const I row = ROW;                                               \\
+    const I at = row / inner * classes * inner + row % inner;        \\
+    if (row >= rows) classes = 0;
+"""
+_SOFTMAX = (
+    _STATISTICS
+    + """
+// exp(x - top) / sum, its logarithm, or, `safe`, 0 where all elements are -inf
+extern "C" __global__ void softmax(
+    const S* x, S* y, I rows, I classes, I inner, int logarithm, int safe
+) {
+    START
+    Total all = total_of(x + at, classes, inner);
+    if (safe && all.top == LOWEST) all = {0, 1};
+    const T last = logarithm ? log(all.sum) : all.sum;
+    EACH(j, classes) {
+        Some v = load(x + at + j * inner);
+        LANES(k) {
+            const T d = (T)v.at[k] - all.top;
+            v.at[k] = (S)(logarithm ? d - last : exp(d) / last);
+        }
+        store(y + at + j * inner, v);
+    }
+}
+
+// (g - sum(g y)) y; for the logarithm g - sum(g) exp(y)
+extern "C" __global__ void softmax_gradient(
+    const S* g, const S* y, S* gx, I rows, I classes, I inner, int logarithm
+) {
+    START
+    T total = 0;
+    EACH(j, classes) {
+        const Some a = load(g + at + j * inner), b = load(y + at + j * inner);
+        LANES(k) total += (T)a.at[k] * (logarithm ? T(1) : (T)b.at[k]);
+    }
+    total = team_sum(total);
+    EACH(j, classes) {
+        Some a = load(g + at + j * inner);
+        const Some b = load(y + at + j * inner);
+        LANES(k) {
+            const T d = (T)a.at[k], s = (T)b.at[k];
+            a.at[k] = (S)(logarithm ? d - total * exp(s) : (d - total) * s);
+        }
+        store(gx + at + j * inner, a);
+    }
+}
+"""
+)
+_CROSS_ENTROPY = (
+    _STATISTICS
+    + """
+extern "C" __global__ void cross_entropy(
+    const S* x, S* p, I rows, I classes, I inner, const L* labels, S* terms
+) {
+    START
+    const Total all = total_of(x + at, classes, inner);
+    EACH(j, classes) {
+        Some v = load(x + at + j * inner);
+        LANES(k) v.at[k] = (S)(exp((T)v.at[k] - all.top) / all.sum);
+        store(p + at + j * inner, v);
+    }
+    if (classes && LANE == 0) {
+        const T chosen = (T)x[at + (I)labels[row] * inner];
+        terms[row] = (S)(log(all.sum) - (chosen - all.top));
+    }
+}
+
+extern "C" __global__ void deviation(
+    const S* p, S* y, I rows, I classes, I inner, const L* labels, const S* g
+) {
+    START
+    const T slope = classes ? (T)g[row] : T(0);
+    const I label = classes ? (I)labels[row] : 0;
+    EACH(j, classes) {
+        Some v = load(p + at + j * inner);
+        LANES(k) {
+            const T product = (T)v.at[k] * slope;
+            v.at[k] = (S)(j + k == label ? product - slope : product);
+        }
+        store(y + at + j * inner, v);
+    }
+}
+"""
+)
+
+
+def softmax(x: Array, dim: int, logarithm: bool, safe: bool) -> Array:
+    x = contiguous(x)
+    y = empty(x.shape, x.dtype)
+    flags = numpy.int32(logarithm), numpy.int32(safe)
+    launch(_SOFTMAX, "softmax", *rows_of(x, dim), (x, y), flags)
+    return y
+
+
+def softmax_gradient(g: Array, y: Array, dim: int, logarithm: bool) -> Array:
+    g, y = contiguous(g, y.dtype), contiguous(y)
+    gx = empty(y.shape, y.dtype)
+    flags = (numpy.int32(logarithm),)
+    launch(_SOFTMAX, "softmax_gradient", *rows_of(y, dim), (g, y, gx), flags)
+    return gx
+
+
+def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
+    x, labels = contiguous(x), contiguous(labels)
+    p, terms = empty(x.shape, x.dtype), empty(labels.shape, x.dtype)
+    rest, types = (labels, terms), (("L", labels.dtype),)
+    launch(_CROSS_ENTROPY, "cross_entropy", *rows_of(x, 1), (x, p), rest, types)
+    return terms, p
+
+
+def deviation(g: Array, p: Array, labels: Array) -> Array:
+    g, p, labels = contiguous(g, p.dtype), contiguous(p), contiguous(labels)
+    y = empty(p.shape, p.dtype)
+    rest, types = (labels, g), (("L", labels.dtype),)
+    launch(_CROSS_ENTROPY, "deviation", *rows_of(p, 1), (p, y), rest, types)
+    return y

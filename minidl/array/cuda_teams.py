@@ -1,0 +1,98 @@
+"""Teams of threads, each of which has a row to itself, in CUDA C++.
+
+A team is one thread where rows lie side by side in memory, a part of a warp for short
+rows, a block for long ones. What it adds up it adds in the same order each time.
+"""
+
+from math import prod
+
+from .cuda_source import VECTOR, aligned, blocks, module, wide_type
+from .device import Array
+
+BLOCK = 256  # threads, where a team has no more
+
+SOURCE = (
+    VECTOR
+    + """
+#define INLINE __device__ static inline
+typedef long long I;
+#define LANE (threadIdx.x % TEAM)
+#define ROW ((blockIdx.x * (I)blockDim.x + threadIdx.x) / TEAM)
+
+INLINE T from_lane(T v, int lane) {
+    return __shfl_sync(~0u, v, lane, TEAM < 32 ? TEAM : 32);
+}
+// the values of the team's threads joined: a call for all threads of the block
+template <class V> INLINE V team(V v) {
+#if TEAM > 1
+    for (int step = (TEAM < 32 ? TEAM : 32) / 2; step; step /= 2)
+        v = v.joined(v.from(LANE ^ step));
+    v = v.from(0);  // the others may have rounded otherwise
+#endif
+#if TEAM > 32
+    __shared__ V parts[TEAM / 32];
+    __syncthreads();  // those of the last call have been read
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = parts[0];
+    for (int k = 1; k < TEAM / 32; ++k) v = v.joined(parts[k]);
+#endif
+    return v;
+}
+struct Sum {
+    T value;
+    __device__ Sum joined(Sum other) const { return {value + other.value}; }
+    __device__ Sum from(int lane) const { return {from_lane(value, lane)}; }
+};
+INLINE T team_sum(T value) { return team(Sum{value}).value; }
+
+// The elements of a row that this thread has, VECTOR neighbours at a time.
+typedef Vector<S, VECTOR> Some;
+INLINE Some load(const S* x) { return *(const Some*)x; }
+INLINE void store(S* y, Some v) { *(Some*)y = v; }
+#define EACH(j, count) for (I j = LANE * VECTOR; j < (count); j += TEAM * VECTOR)
+#define LANES(k) _Pragma("unroll") for (int k = 0; k < VECTOR; ++k)
+"""
+)
+"""Needs the types S of the arrays and T to compute in, TEAM and VECTOR."""
+
+
+def launch(source, name, rows, length, inner, arrays, rest=(), types=()) -> None:
+    """Run the kernel on rows of `length` elements that are `inner` apart.
+
+    It takes the arrays, all contiguous, the first of them of type S; then rows, length
+    and inner; then the rest. `types` are (name, dtype) of other arrays.
+    """
+    if not rows:
+        return
+    team, vector = team_of(length, inner, arrays)
+    types = (*types_of(arrays[0].dtype), *types)
+    numbers = (("TEAM", team), ("VECTOR", vector))
+    function = module(SOURCE + source, types, numbers).get_function(name)
+    block = max(BLOCK, team)
+    sizes = (rows, length, inner)
+    function((blocks(rows * team, block),), (block,), (*arrays, *sizes, *rest))
+
+
+def team_of(length: int, inner: int, arrays) -> tuple[int, int]:
+    """Threads of a team, and elements that each takes at a time."""
+    if inner > 1:
+        return 1, 1
+    vector = 16 // arrays[0].dtype.itemsize
+    if length % vector or not aligned(*arrays):
+        vector = 1
+    units = blocks(length, vector)
+    if units > BLOCK:
+        return (BLOCK if units < 16 * BLOCK else 4 * BLOCK), vector
+    return min(32, 1 << (units - 1).bit_length()), vector
+
+
+def types_of(dtype) -> tuple:
+    """Arrays are of this type; what is computed is of a wider one."""
+    return ("S", dtype), ("T", wide_type(dtype))
+
+
+def rows_of(x: Array, dim: int) -> tuple[int, int, int]:
+    """(rows, length, inner) of x along dim."""
+    inner = prod(x.shape[dim + 1 :])
+    return prod(x.shape[:dim]) * inner, x.shape[dim], inner
