@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minidl.array import cross_entropy, cuda_softmax, cuda_teams, softmax
-from minidl.array.cuda_source import source_of
+from minidl.array.cuda_source import source_of, types_of
 from minidl.array.device import bfloat16
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
@@ -151,7 +151,7 @@ def test_the_kernels_compile(nvrtc, architecture):  # noqa: F811
             (cuda_softmax._SOFTMAX, ()),
             (cuda_softmax._CROSS_ENTROPY, (("L", np.dtype("int64")),)),
         ):
-            types = (*cuda_teams.types_of(np.dtype(dtype)), *extra)
+            types = (*types_of(np.empty(0, dtype)), *extra)
             numbers = (("TEAM", team), ("VECTOR", vector))
             code = source_of(cuda_teams.SOURCE + text, types, numbers)
             assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"
@@ -159,7 +159,7 @@ def test_the_kernels_compile(nvrtc, architecture):  # noqa: F811
 
 def test_rows_are_read_16_bytes_at_a_time(nvrtc):  # noqa: F811
     for dtype, vector, letters in (("float32", 4, "f32"), (HALF, 8, "u32")):
-        types = cuda_teams.types_of(np.dtype(dtype))
+        types = types_of(np.empty(0, dtype))
         numbers = (("TEAM", 32), ("VECTOR", vector))
         code = source_of(cuda_teams.SOURCE + cuda_softmax._SOFTMAX, types, numbers)
         text = compile_cuda(code, "compute_90", "ptx", ())

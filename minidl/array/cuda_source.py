@@ -81,3 +81,9 @@ def wide_type(dtype: numpy.dtype) -> numpy.dtype:
 def blocks(count: int, size: int) -> int:
     """How many blocks of that size hold so many."""
     return -(-count // size)
+
+
+def types_of(array) -> tuple:
+    """The type S of the array, T to compute in, I for its positions."""
+    index = numpy.int32 if array.size < 2**30 else numpy.int64
+    return ("S", array.dtype), ("T", wide_type(array.dtype)), ("I", numpy.dtype(index))

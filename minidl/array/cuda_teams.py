@@ -6,7 +6,7 @@ rows, a block for long ones. What it adds up it adds in the same order each time
 
 from math import prod
 
-from .cuda_source import VECTOR, aligned, blocks, module, wide_type
+from .cuda_source import VECTOR, aligned, blocks, module, types_of
 from .device import Array
 
 BLOCK = 256  # threads, where a team has no more
@@ -15,7 +15,6 @@ SOURCE = (
     VECTOR
     + """
 #define INLINE __device__ static inline
-typedef long long I;
 #define LANE (threadIdx.x % TEAM)
 #define ROW ((blockIdx.x * (I)blockDim.x + threadIdx.x) / TEAM)
 
@@ -54,7 +53,8 @@ INLINE void store(S* y, Some v) { *(Some*)y = v; }
 #define LANES(k) _Pragma("unroll") for (int k = 0; k < VECTOR; ++k)
 """
 )
-"""Needs the types S of the arrays and T to compute in, TEAM and VECTOR."""
+"""Needs the types S of the arrays, T to compute in and I of positions, and the numbers
+TEAM and VECTOR."""
 
 
 def launch(source, name, rows, length, inner, arrays, rest=(), types=()) -> None:
@@ -66,11 +66,12 @@ def launch(source, name, rows, length, inner, arrays, rest=(), types=()) -> None
     if not rows:
         return
     team, vector = team_of(length, inner, arrays)
-    types = (*types_of(arrays[0].dtype), *types)
+    types = (*types_of(arrays[0]), *types)
     numbers = (("TEAM", team), ("VECTOR", vector))
     function = module(SOURCE + source, types, numbers).get_function(name)
     block = max(BLOCK, team)
-    sizes = (rows, length, inner)
+    integer = types[2][1].type
+    sizes = map(integer, (rows, length, inner))
     function((blocks(rows * team, block),), (block,), (*arrays, *sizes, *rest))
 
 
@@ -85,11 +86,6 @@ def team_of(length: int, inner: int, arrays) -> tuple[int, int]:
     if units > BLOCK:
         return (BLOCK if units < 16 * BLOCK else 4 * BLOCK), vector
     return min(32, 1 << (units - 1).bit_length()), vector
-
-
-def types_of(dtype) -> tuple:
-    """Arrays are of this type; what is computed is of a wider one."""
-    return ("S", dtype), ("T", wide_type(dtype))
 
 
 def rows_of(x: Array, dim: int) -> tuple[int, int, int]:

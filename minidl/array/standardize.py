@@ -8,8 +8,8 @@ from math import prod
 
 import numpy
 
-from . import standardize_loops
-from .device import Array, array_module
+from . import cuda_layer_norm, cuda_norm, standardize_loops
+from .device import Array, array_module, on_gpu
 from .kernel import Kernel
 
 centre = Kernel("centre", "x mean", "d", body="d = x - mean;")
@@ -31,9 +31,14 @@ def standardize(x: Array, w, b, dims, eps: float, centred: bool) -> tuple:
     Not `centred`, the mean is 0 and var is the mean square. mean and var keep the
     dims with size 1; w and b may be None.
     """
-    compiled = standardize_loops.forward(x, w, b, dims, eps) if centred else None
-    if compiled is not None:
-        return compiled
+    served = None
+    if on_gpu(x):
+        served = cuda_layer_norm.forward(x, w, b, dims, eps, centred)
+    if served is None and centred:
+        files = cuda_norm if on_gpu(x) else standardize_loops
+        served = files.forward(x, w, b, dims, eps)
+    if served is not None:
+        return served
     xp, wide = array_module(x), wide_type(x)
     count = prod(x.shape[d] for d in dims)
     mean = xp.zeros((1,) * x.ndim, wide)
@@ -63,10 +68,14 @@ def standardize_gradient(
     With xhat = (x - mean) / sqrt(var + eps) and h = g w,
     gx = (h - mean(h) - xhat mean(h xhat)) / sqrt(var + eps), gw = g xhat, gb = g.
     """
-    if centred:
-        compiled = standardize_loops.backward(g, x, w, mean, var, dims, eps)
-        if compiled is not None:
-            return compiled
+    served = None
+    if on_gpu(x):
+        served = cuda_layer_norm.backward(g, x, w, mean, var, dims, eps, centred)
+    if served is None and centred:
+        files = cuda_norm if on_gpu(x) else standardize_loops
+        served = files.backward(g, x, w, mean, var, dims, eps)
+    if served is not None:
+        return served
     xp, wide = array_module(x), wide_type(x)
     count = prod(x.shape[d] for d in dims)
     scale = 1 / xp.sqrt(var + eps)

@@ -6,6 +6,7 @@ differ in the dimensions they take the mean over and in the shape of weight and 
 
 from math import prod
 
+from minidl.array.kernel import Kernel
 from minidl.array.standardize import standardize, standardize_gradient
 from minidl.autograd.function import Op
 from minidl.autograd.mode import recording
@@ -13,6 +14,14 @@ from minidl.autograd.tensor import Tensor
 from minidl.ops.arithmetic import pow
 from minidl.ops.operands import cast
 from minidl.ops.reduce import sum as sum_over
+
+moved = Kernel(
+    "moved",
+    inputs="statistic",
+    outputs="r",
+    scalars="momentum scale",
+    body="r = r * (1 - momentum) + momentum * (scale * statistic);",
+)
 
 
 class Standardize(Op):
@@ -35,9 +44,10 @@ class Standardize(Op):
         if recording.get():
             return self.recorded(g)
         x, w, mean, var = (s if s is None else s.data for s in self.saved_tensors)
-        gradients = standardize_gradient(
+        gx, gw, gb = standardize_gradient(
             g.data, x, w, mean, var, self.dims, self.eps, self.centred
         )
+        gradients = gx, gw, g.data if w is None else gb  # which has w's shape
         needed = self.needs_input_grad
         return tuple(
             Tensor(gradient) if gradient is not None and need else None
@@ -105,7 +115,7 @@ def batch_norm(
     if running_mean is not None:
         move(running_mean, mean.data, momentum)
     if running_var is not None:
-        move(running_var, var.data * (count / (count - 1)), momentum)
+        move(running_var, var.data, momentum, count / (count - 1))
     return y
 
 
@@ -124,11 +134,10 @@ def check_statistics(input, running_mean, running_var, training: bool) -> None:
             )
 
 
-def move(running: Tensor, statistic, momentum: float) -> None:
-    """running += momentum (statistic - running), in place"""
+def move(running: Tensor, statistic, momentum: float, scale: float = 1.0) -> None:
+    """running += momentum (scale statistic - running), in place"""
     r = running.data
-    r *= 1 - momentum
-    r += (momentum * statistic).reshape(r.shape)
+    moved(statistic.reshape(r.shape), out=r, momentum=momentum, scale=scale)
 
 
 def scaled(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
@@ -170,6 +179,5 @@ def instance_norm(
     if running_mean is not None:
         move(running_mean, mean.data.mean(axis=0), momentum)
     if running_var is not None:
-        unbiased = var.data.mean(axis=0) * (count / (count - 1))
-        move(running_var, unbiased, momentum)
+        move(running_var, var.data.mean(axis=0), momentum, count / (count - 1))
     return y

@@ -1,0 +1,152 @@
+"""The CUDA kernels of normalisation, against the formulas in float64."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minidl.array import cuda_layer_norm, cuda_norm, cuda_teams
+from minidl.array.cuda_source import source_of, types_of
+from minidl.array.device import bfloat16
+from minidl.array.standardize import standardize, standardize_gradient
+
+pytest.importorskip("cupy", reason="CuPy is not installed")
+from test_cuda_compile import compile_cuda, nvrtc  # noqa: E402, F401
+
+TOLERANCE = {8: 1e-11, 4: 2e-5, 2: 2e-2}
+HALF = bfloat16 or "float16"
+once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+CASES = st.sampled_from(  # shape, dims, shape of the parameters, dtype
+    [
+        ((4, 3, 5, 5), (0, 2, 3), (1, 3, 1, 1), "float32"),
+        ((3, 2, 40, 60), (0, 2, 3), (1, 2, 1, 1), "float32"),
+        ((3, 2, 40, 60), (0, 2, 3), (1, 2, 1, 1), "float16"),
+        ((300, 40), (0,), (1, 40), "float64"),
+        ((300, 40), (0,), (1, 40), HALF),
+        ((1, 2, 9000), (0, 2), (1, 2, 1), "float64"),
+        ((6, 31), (1,), (31,), "float32"),
+        ((2, 3, 1000), (2,), (1000,), "float32"),
+        ((5, 4, 8), (1, 2), (4, 8), HALF),
+        ((2, 5000), (1,), (5000,), "float64"),
+        ((2, 4, 3, 20), (2, 3), (1, 4, 3, 1), "float32"),  # groups of 3 channels
+        ((2, 3, 4, 5), (2, 3), (1, 3, 1, 1), "float32"),  # each channel of a sample
+    ]
+)
+
+
+@pytest.fixture
+def cupy(stand_in):
+    return stand_in.cupy
+
+
+def textbook(x, w, b, g, dims, eps, centred):
+    """y, mean, var, gx, g xhat and g."""
+    mean = x.mean(dims, keepdims=True) * centred
+    var = ((x - mean) ** 2).mean(dims, keepdims=True)
+    xhat, h = (x - mean) / np.sqrt(var + eps), g * w
+    gx = h - h.mean(dims, keepdims=True) * centred
+    gx = (gx - xhat * (h * xhat).mean(dims, keepdims=True)) / np.sqrt(var + eps)
+    return [xhat * w + b, mean, var, gx, g * xhat, g]
+
+
+def summed_to(array, shape):
+    """The gradient of what has been broadcast."""
+    shape = (1,) * (array.ndim - len(shape)) + tuple(shape)  # of array's ndim
+    dims = tuple(d for d, n in enumerate(shape) if n == 1)
+    return array.sum(dims, keepdims=True)
+
+
+def close(got, want, dtype):
+    got = got.get().astype(float)
+    assert got.shape == want.shape
+    error = np.abs(got - want).max() / (1 + np.abs(want).max())
+    assert error <= TOLERANCE[np.dtype(dtype).itemsize]
+
+
+@once
+@given(CASES, st.booleans(), st.booleans(), st.sampled_from([0, 50]))
+def test_the_kernels_are_the_formulas(stand_in, cupy, case, plain, centred, mean):
+    shape, dims, parameters, dtype = case
+    centred = centred or 0 in dims
+    mean = 0 if np.dtype(dtype).itemsize == 2 else mean
+    draw = np.random.default_rng(shape[-1])
+    x, g = draw.normal(mean, 2, shape).astype(dtype), draw.normal(size=shape)
+    g, (w, b) = g.astype(dtype), draw.normal(size=(2, *parameters)).astype(dtype)
+    exact = [a.astype(float) for a in (x, w, b, g)]
+    if plain:
+        exact[1:3] = 1.0, 0.0
+    want = textbook(*exact, dims, 1e-3, centred)
+    x, w, b, g = map(cupy.asarray, (x, w, b, g))
+    w, b = (None, None) if plain else (w, b)
+    stand_in.reset()
+    y, *statistics = standardize(x, w, b, dims, 1e-3, centred)
+    forward = len(stand_in.launches)
+    gradients = standardize_gradient(g, x, w, *statistics, dims, 1e-3, centred)
+    assert not stand_in.syncs and not stand_in.uploads
+    assert (forward, len(stand_in.launches)) <= ((2, 4) if 0 in dims else (1, 4))
+    assert y.dtype == dtype and gradients[0].dtype == dtype
+    for got, right in zip([y, *statistics], want[:3], strict=True):
+        close(got, right, dtype)
+    close(gradients[0], want[3], dtype)
+    for got, right in zip(gradients[1:], want[4:], strict=True):
+        if plain and 0 not in dims:
+            right = right.sum(dims, keepdims=True)
+            close(got, right, dtype)
+        else:
+            ours = summed_to(got.get().astype(float), parameters).reshape(parameters)
+            right = summed_to(right, parameters).reshape(parameters)
+            close(cupy.asarray(ours), right, dtype)
+
+
+def test_channels_last_stay_so(cupy, stand_in):
+    draw = np.random.default_rng(0)
+    x, g = draw.normal(3, 2, (2, 2, 4, 5, 40)).astype("float32")
+    there, back = (cupy.asarray(a).transpose(0, 3, 1, 2) for a in (x, g))
+    w = cupy.asarray(draw.normal(size=(1, 40, 1, 1)).astype("float32"))
+    stand_in.reset()
+    dims = (0, 2, 3)
+    y, mean, var = standardize(there, w, None, dims, 0.0, True)
+    gradients = standardize_gradient(back, there, w, mean, var, dims, 0.0, True)
+    assert len(stand_in.launches) == 4
+    assert y.strides == gradients[0].strides == there.strides
+    moved = [a.transpose(0, 3, 1, 2).astype(float) for a in (x, g)]
+    want = textbook(moved[0], w.get(), 0, moved[1], dims, 0.0, True)
+    for got, right in zip([y, mean, var, gradients[0]], want, strict=False):
+        close(got, right, "float32")
+
+
+@pytest.mark.parametrize("shape", [(64, 2, 8, 8), (4096, 3), (1, 2, 20000)])
+def test_large_means_and_outliers_cost_no_digits(cupy, shape):
+    x = np.random.default_rng(0).normal(size=shape) + 1e4
+    x.reshape(-1)[0] = -1e5
+    x = x.astype("float32")
+    dims = (0, *range(2, x.ndim))
+    _, mean, var = standardize(cupy.asarray(x), None, None, dims, 0.0, True)
+    exact = x.astype(float)
+    np.testing.assert_allclose(mean.get(), exact.mean(dims, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(var.get(), exact.var(dims, keepdims=True), rtol=1e-4)
+    last = standardize(cupy.asarray(x), None, None, dims[1:] or (1,), 0.0, True)
+    exact = exact.var(dims[1:] or (1,), keepdims=True)
+    np.testing.assert_allclose(last[2].get(), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_a_nan_stays_in_its_channel(cupy):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype("float32")
+    x[1, 1, 2, 3] = np.nan
+    y = standardize(cupy.asarray(x), None, None, (0, 2, 3), 0.0, True)[0].get()
+    assert np.isnan(y[:, 1]).all() and np.isfinite(y[:, ::2]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_kernels_compile(nvrtc, architecture):  # noqa: F811
+    for dtype, vector in (("float32", 4), ("float64", 1), ("float16", 8), (HALF, 1)):
+        types = types_of(np.empty(0, dtype))
+        types += (("P", np.dtype("float32")),)
+        for lanes in (1, 32):
+            numbers = (("BLOCK", 256), ("LANES", lanes), ("VECTOR", vector))
+            code = source_of(cuda_norm._SOURCE, types, numbers)
+            assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"
+        text = cuda_teams.SOURCE + cuda_layer_norm._SOURCE
+        code = source_of(text, types, (("TEAM", 256), ("VECTOR", vector)))
+        assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"
