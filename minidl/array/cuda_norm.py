@@ -8,6 +8,7 @@ from math import prod
 
 import numpy
 
+from .cuda_layout import in_memory, like_that, usual
 from .cuda_source import (
     VECTOR,
     aligned,
@@ -203,7 +204,7 @@ def forward(x: Array, w, b, dims, eps: float) -> tuple | None:
     """(y, mean, var), as `standardize` gives them, over all but dim 1."""
     if not _serves(x, (w, b), dims):
         return None
-    x, last = _in_memory(x)
+    x, last = in_memory(x)
     channels = Channels(*_sizes(x, last), _kind(x, w, b), x)
     w, b = (_parameter(p, channels) for p in (w, b))
     mean, var = (empty(_shape(x, last), channels.wide) for _ in range(2))
@@ -211,15 +212,15 @@ def forward(x: Array, w, b, dims, eps: float) -> tuple | None:
     channels.launch("moments", (x, shares))
     count = numpy.int32(channels.shares)
     channels.launch("standardize", (x, shares, w, b, y, mean, var), count, eps)
-    return tuple(_out(a, last) for a in (y, mean, var))
+    return tuple(usual(a, last) for a in (y, mean, var))
 
 
 def backward(g: Array, x: Array, w, mean, var, dims, eps: float) -> tuple | None:
     """The gradients of x, w and b, those of w and b with an element a channel."""
     if not _serves(x, (w,), dims):
         return None
-    x, last = _in_memory(x)
-    g = contiguous(g.transpose(_to_last(g)) if last else g, x.dtype)
+    x, last = in_memory(x)
+    g = like_that(g, last, x.dtype)
     channels = Channels(*_sizes(x, last), _kind(x, w, None), g, x)
     w = _parameter(w, channels)
     gw, gb = (empty(_shape(x, last), channels.wide) for _ in range(2))
@@ -228,7 +229,7 @@ def backward(g: Array, x: Array, w, mean, var, dims, eps: float) -> tuple | None
     channels.launch("sums", (g, x, mean, var, shares), one, eps)
     arrays = (g, x, shares, w, mean, var, gx, gw, gb)
     channels.launch("gradient", arrays, count, eps)
-    return tuple(_out(a, last) for a in (gx, gw, gb))
+    return tuple(usual(a, last) for a in (gx, gw, gb))
 
 
 def _serves(x, parameters, dims) -> bool:
@@ -241,22 +242,6 @@ def _serves(x, parameters, dims) -> bool:
             for p in parameters
         )
     )
-
-
-def _in_memory(x) -> tuple[Array, bool]:
-    """x as it lies in memory, channels last or not; a copy where it is neither."""
-    last = x.transpose(_to_last(x))
-    if x.ndim > 2 and not x.flags.c_contiguous and last.flags.c_contiguous:
-        return last, True
-    return contiguous(x), False
-
-
-def _to_last(x) -> tuple[int, ...]:
-    return (0, *range(2, x.ndim), 1)
-
-
-def _out(array, last: bool):
-    return array.transpose(0, -1, *range(1, array.ndim - 1)) if last else array
 
 
 def _sizes(x, last: bool) -> tuple[int, int, int]:

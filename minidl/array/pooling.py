@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from minidl.array import pool_loops
+from minidl.array import cuda_pool, pool_loops
 from minidl.array.device import array_module
 from minidl.array.threads import parallel
 from minidl.array.windows import Array, Sizes, output_size, taps
@@ -52,6 +52,8 @@ def max_pool_forward(
     those of `torch.nn.functional.max_pool2d(..., return_indices=True)`.
     """
     shape = pool_shape(x.shape, kernel, stride, padding, dilation, ceil_mode)
+    if cuda_pool.serves(x):
+        return cuda_pool.max_forward(x, shape, (kernel, stride, padding, dilation))
     xp = array_module(x)
     y, indices = xp.empty(shape, x.dtype), xp.empty(shape, np.int32)
     window = (kernel, stride, padding, dilation)
@@ -102,6 +104,9 @@ def max_pool_backward(
             f"gradient of shape {gy.shape} and indices of shape {indices.shape} "
             "must have the same shape"
         )
+    if cuda_pool.serves(gy):
+        window = (kernel, stride, padding, dilation)
+        return cuda_pool.max_backward(gy, indices, x_shape, window)
     xp = array_module(gy)
     if xp is np:
         gx = np.empty(x_shape, gy.dtype)
@@ -149,6 +154,13 @@ def avg_pool_forward(
     """
     ones = (1,) * len(kernel)
     shape = pool_shape(x.shape, kernel, stride, padding, ones, ceil_mode)
+    _check_divisor(divisor_override)
+    if cuda_pool.serves(x):
+        window, how = (
+            (kernel, stride, padding, ones),
+            (count_include_pad, divisor_override),
+        )
+        return cuda_pool.average_forward(x, shape, window, *how)
     xp = array_module(x)
     size, out = tuple(x.shape[2:]), shape[2:]
     reach = taps(size, out, kernel, stride, padding, ones)
@@ -177,9 +189,17 @@ def avg_pool_backward(
     divisor_override: int | None = None,
 ) -> Array:
     """gx: each gy spread evenly over its window, the transpose of the forward."""
+    ones = (1,) * len(kernel)
+    _check_divisor(divisor_override)
+    if cuda_pool.serves(gy):
+        window, how = (
+            (kernel, stride, padding, ones),
+            (count_include_pad, divisor_override),
+        )
+        return cuda_pool.average_backward(gy, x_shape, window, *how)
     xp = array_module(gy)
     size, out = tuple(x_shape[2:]), gy.shape[2:]
-    reach = taps(size, out, kernel, stride, padding, (1,) * len(kernel))
+    reach = taps(size, out, kernel, stride, padding, ones)
     wide = np.promote_types(gy.dtype, np.float32)
     how = (kernel, stride, padding, count_include_pad, divisor_override)
     divisor = _divisor(xp, size, out, *how).astype(wide)
@@ -235,11 +255,14 @@ def _positions(xp, size, out, kernel, stride, padding, dilation):
     return first.astype(np.min_scalar_type(prod(kernel))), corners, offsets.ravel()
 
 
+def _check_divisor(override: int | None) -> None:
+    if override == 0:
+        raise ValueError("divisor_override must not be zero")
+
+
 def _divisor(xp, size, out, kernel, stride, padding, count_include_pad, override):
     """The number that each window's sum is divided by, of shape `out` or ()."""
     if override is not None:
-        if override == 0:
-            raise ValueError("divisor_override must not be zero")
         return xp.full((), override)
     divisor = xp.ones((), np.int64)
     for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
