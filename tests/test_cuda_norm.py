@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl.array import cuda_layer_norm, cuda_norm, cuda_teams
+from minidl.array import cuda_layer_norm, cuda_norm_source, cuda_teams
 from minidl.array.cuda_source import source_of, types_of
 from minidl.array.device import bfloat16
 from minidl.array.standardize import standardize, standardize_gradient
@@ -145,7 +145,7 @@ def test_the_kernels_compile(nvrtc, architecture):  # noqa: F811
         types += (("P", np.dtype("float32")),)
         for lanes in (1, 32):
             numbers = (("BLOCK", 256), ("LANES", lanes), ("VECTOR", vector))
-            code = source_of(cuda_norm._SOURCE, types, numbers)
+            code = source_of(cuda_norm_source.SOURCE, types, numbers)
             assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"
         text = cuda_teams.SOURCE + cuda_layer_norm._SOURCE
         code = source_of(text, types, (("TEAM", 256), ("VECTOR", vector)))

@@ -10,7 +10,9 @@ from functools import cache
 import numpy
 
 from . import compiler, cuda_softmax
+from .cuda_source import empty
 from .device import Array, on_gpu
+from .kernel import Kernel
 from .threads import get_num_threads
 from .vector_math import VECTOR_MATH
 
@@ -61,6 +63,45 @@ FOR(float)
 FOR(double)
 """
 )
+
+
+examined = Kernel(
+    "examined",
+    inputs="label",
+    outputs="valid share counts",
+    scalars="ignored classes nan",
+    body="""
+    auto taken = ~(label == ignored);
+    auto wrong = taken & ((label < 0) | (label >= classes));
+    valid = where(taken & ~wrong, label, 0);
+    share = where(wrong, nan, where(taken, 1, 0));
+    counts = taken;
+    """,
+    compute="float64",
+)
+
+
+def valid_labels(name: str, labels: Array, classes: int, ignored: int, dtype) -> tuple:
+    """(labels, 0 in place of those that do not count; how much each counts, of this
+    dtype, or None if all count alike; how many count).
+
+    A label out of range raises IndexError on a CPU and counts NaN on a GPU.
+    """
+    if on_gpu(labels):
+        outs = [empty(labels.shape, t) for t in (labels.dtype, dtype, numpy.bool_)]
+        given = {"ignored": ignored, "classes": classes, "nan": float("nan")}
+        valid, share, counts = examined(labels, out=tuple(outs), **given)
+        return valid, share, counts.sum()
+    left_out = labels == ignored
+    wrong = ~left_out & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        raise IndexError(
+            f"{name}: label {labels[wrong][0]} is out of range: expected 0 to "
+            f"{classes - 1} for scores of {classes} classes"
+        )
+    if not left_out.any():
+        return labels, None, labels.size
+    return numpy.where(left_out, 0, labels), ~left_out, (~left_out).sum()
 
 
 def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy
 
-from .cuda_norm import MOMENTS, Channels
+from .cuda_norm import Channels
+from .cuda_norm_source import MOMENTS
 from .cuda_source import contiguous, empty, types_of
 from .cuda_teams import launch
 from .device import Array

@@ -12,6 +12,7 @@ import numpy as np
 
 from minidl.array import cuda_pool, pool_loops
 from minidl.array.device import array_module
+from minidl.array.pool_windows import check_divisor, divisor_of, positions, tap_number
 from minidl.array.threads import parallel
 from minidl.array.windows import Array, Sizes, output_size, taps
 
@@ -64,7 +65,7 @@ def max_pool_forward(
     size, out = tuple(x.shape[2:]), shape[2:]
     reach = taps(size, out, *window)
     lowest = -np.inf if x.dtype.kind not in "iu" else np.iinfo(x.dtype).min
-    first, corners, offsets = _positions(xp, size, out, *window)
+    first, corners, offsets = positions(xp, size, out, *window)
 
     def work(part):
         source, best, where = x[part], y[part], indices[part]
@@ -76,7 +77,7 @@ def max_pool_forward(
             better = (value > top) | (value != value)
             xp.maximum(top, value, out=top)
             # tap numbers grow, so that the largest which was better is the last
-            here = number.dtype.type(_number(tap, kernel))
+            here = number.dtype.type(tap_number(tap, kernel))
             xp.maximum(number, better * here, out=number)
         xp.add(xp.take(offsets, winner), corners, out=where)
 
@@ -114,14 +115,14 @@ def max_pool_backward(
             return gx
     size, out = tuple(x_shape[2:]), gy.shape[2:]
     reach = taps(size, out, kernel, stride, padding, dilation)
-    _, corners, offsets = _positions(xp, size, out, kernel, stride, padding, dilation)
+    _, corners, offsets = positions(xp, size, out, kernel, stride, padding, dilation)
     gx = xp.zeros(x_shape, gy.dtype)
 
     def work(part):
         target, source = gx[part], gy[part]
         relative = indices[part] - corners
         for tap, served, read in reach:
-            hit = relative[(..., *served)] == offsets[_number(tap, kernel)]
+            hit = relative[(..., *served)] == offsets[tap_number(tap, kernel)]
             target[(..., *read)] += xp.where(hit, source[(..., *served)], 0)
 
     parallel(work, _parts(gx))
@@ -154,7 +155,7 @@ def avg_pool_forward(
     """
     ones = (1,) * len(kernel)
     shape = pool_shape(x.shape, kernel, stride, padding, ones, ceil_mode)
-    _check_divisor(divisor_override)
+    check_divisor(divisor_override)
     if cuda_pool.serves(x):
         window, how = (
             (kernel, stride, padding, ones),
@@ -166,7 +167,7 @@ def avg_pool_forward(
     reach = taps(size, out, kernel, stride, padding, ones)
     wide = np.promote_types(x.dtype, np.float32)
     how = (kernel, stride, padding, count_include_pad, divisor_override)
-    divisor = _divisor(xp, size, out, *how).astype(wide)
+    divisor = divisor_of(xp, size, out, *how).astype(wide)
     y = xp.empty(shape, x.dtype)
 
     def work(part):
@@ -190,7 +191,7 @@ def avg_pool_backward(
 ) -> Array:
     """gx: each gy spread evenly over its window, the transpose of the forward."""
     ones = (1,) * len(kernel)
-    _check_divisor(divisor_override)
+    check_divisor(divisor_override)
     if cuda_pool.serves(gy):
         window, how = (
             (kernel, stride, padding, ones),
@@ -202,7 +203,7 @@ def avg_pool_backward(
     reach = taps(size, out, kernel, stride, padding, ones)
     wide = np.promote_types(gy.dtype, np.float32)
     how = (kernel, stride, padding, count_include_pad, divisor_override)
-    divisor = _divisor(xp, size, out, *how).astype(wide)
+    divisor = divisor_of(xp, size, out, *how).astype(wide)
     gx = xp.empty(x_shape, gy.dtype)
 
     def work(part):
@@ -228,47 +229,3 @@ def _parts(x):
         for i in range(0, n, images)
         for j in range(0, c, channels)
     ]
-
-
-def _number(tap, kernel):
-    """The place of a tap in row-major order."""
-    return int(np.ravel_multi_index(tap, kernel))
-
-
-def _positions(xp, size, out, kernel, stride, padding, dilation):
-    """What flat positions are made of: corner of a window + offset of a tap.
-
-    Returns the number of each window's first tap inside the plane and its corner
-    (negative in the padding), both of shape `out`, and the offsets of all taps.
-    """
-    step, number = prod(size), prod(kernel)
-    first, corners, offsets = (xp.zeros((), np.int32) for _ in range(3))
-    for n, o, k, s, p, d in zip(
-        size, out, kernel, stride, padding, dilation, strict=True
-    ):
-        step, number = step // max(1, n), number // k
-        starts = xp.arange(o, dtype=np.int32) * s - p
-        inside = xp.minimum((d - 1 - xp.minimum(starts, 0)) // d, k - 1)
-        first = first[..., None] + inside * number
-        corners = corners[..., None] + starts * step
-        offsets = offsets[..., None] + xp.arange(k, dtype=np.int32) * (d * step)
-    return first.astype(np.min_scalar_type(prod(kernel))), corners, offsets.ravel()
-
-
-def _check_divisor(override: int | None) -> None:
-    if override == 0:
-        raise ValueError("divisor_override must not be zero")
-
-
-def _divisor(xp, size, out, kernel, stride, padding, count_include_pad, override):
-    """The number that each window's sum is divided by, of shape `out` or ()."""
-    if override is not None:
-        return xp.full((), override)
-    divisor = xp.ones((), np.int64)
-    for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
-        start = xp.arange(o) * s - p
-        stop = xp.minimum(start + k, n + p)
-        if not count_include_pad:
-            start, stop = xp.maximum(start, 0), xp.minimum(stop, n)
-        divisor = divisor[..., None] * (stop - start)
-    return divisor

@@ -149,22 +149,16 @@ def of_labels(name, terms_of, input, target, weight, ignore_index) -> tuple:
         scores, one = input.reshape(1, -1), target.reshape(1)
         terms, count = of_labels(name, terms_of, scores, one, weight, ignore_index)
         return terms.reshape(()), count
-    labels = target.data
-    ignored, wrong = check_labels(name, input, target, ignore_index)
-    xp = array_module(labels)
-    if wrong is None and not ignored.any():
-        labels, share, count = labels, None, labels.size
-    else:
-        labels = xp.where(ignored if wrong is None else ignored | wrong, 0, labels)
-        share, count = ~ignored, ignored.size - ignored.sum()
+    check_target(name, input, target)
+    labels, share, count = raw.valid_labels(
+        name, target.data, input.shape[1], ignore_index, input.dtype
+    )
     terms = terms_of(input, labels)
     if weight is not None:
         chosen = weight.data[labels]
         share = chosen if share is None else chosen * share
         count = share.sum()
     if share is not None:
-        if wrong is not None:
-            share = xp.where(wrong, xp.nan, share)
         terms = terms * Tensor(share.astype(terms.dtype, copy=False))
     return terms, counted(count)
 
@@ -197,8 +191,8 @@ def scores_and_target(name: str, input, target, weight) -> tuple[Tensor, Tensor]
     return input, target
 
 
-def check_labels(name: str, input: Tensor, target: Tensor, ignore_index: int):
-    """(where a label is ignored, where it is wrong), the latter None on a CPU."""
+def check_target(name: str, input: Tensor, target: Tensor) -> None:
+    """Whether they are labels, and one for each row of scores."""
     labels = target.data
     if labels.dtype.kind not in "iu":
         hint = (
@@ -209,17 +203,6 @@ def check_labels(name: str, input: Tensor, target: Tensor, ignore_index: int):
         raise RuntimeError(f"{name}: labels must be integers, got {labels.dtype}{hint}")
     if labels.shape != input.shape[:1] + input.shape[2:]:
         refuse_shape(name, input, target)
-    classes = input.shape[1]
-    ignored = labels == ignore_index
-    wrong = ~ignored & ((labels < 0) | (labels >= classes))
-    if on_gpu(labels):
-        return ignored, wrong
-    if wrong.any():
-        raise IndexError(
-            f"{name}: label {labels[wrong][0]} is out of range: expected 0 to "
-            f"{classes - 1} for scores of {classes} classes"
-        )
-    return ignored, None
 
 
 def refuse_shape(name: str, input: Tensor, target: Tensor):

@@ -1,25 +1,35 @@
 """Dropout: elements set to zero at random."""
 
-from minidl.array import random
-from minidl.array.device import device_of
-from minidl.array.kernel import Kernel
+from minidl.array import dropout as raw
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 
-kept = Kernel("dropout", "x mask", "y", "scale", body="y = x * mask * scale;")
-
 
 class Dropout(Op):
+    """y = x mask / (1 - p), with a new mask"""
+
+    def forward(self, x, p):
+        self.scale = 1 / (1 - p) if p < 1 else 0.0
+        y, mask = raw.dropout(x, p)
+        self.save_for_backward(mask)
+        return y
+
+    def backward(self, g):
+        (mask,) = self.saved_tensors
+        return Masked.apply(g, mask, self.scale)
+
+
+class Masked(Op):
     """y = x mask scale"""
 
     def forward(self, x, mask, scale):
         self.scale = scale
         self.save_for_backward(mask)
-        return kept(x, mask, scale=scale)
+        return raw.kept(x, mask, scale=scale)
 
     def backward(self, g):
         (mask,) = self.saved_tensors
-        return Dropout.apply(g, mask, self.scale)
+        return Masked.apply(g, mask, self.scale)
 
 
 def dropout(
@@ -34,5 +44,4 @@ def dropout(
         raise ValueError(f"dropout: p is a probability, between 0 and 1, got {p}")
     if not training or p == 0 or not input.numel():
         return input
-    mask = random.bernoulli(input.shape, 1 - p, device=device_of(input.data))
-    return Dropout.apply(input, mask, 1 / (1 - p) if p < 1 else 0.0)
+    return Dropout.apply(input, p)

@@ -1,0 +1,80 @@
+"""Dropout of raw arrays: one launch forward on a GPU, one back."""
+
+import numpy
+
+from . import random
+from .body import PREAMBLE
+from .cuda_source import VECTOR, aligned, blocks, contiguous, empty, module, wide_type
+from .device import Array, device_of, on_gpu
+from .kernel import Kernel
+
+kept = Kernel("dropout", "x mask", "y", "scale", body="y = x * mask * scale;")
+
+BLOCK = 256  # threads
+# The bodies of the two kernels that a CPU runs one after the other.
+_SOURCE = f"""
+#define MINIDL_HD __device__ static inline
+{PREAMBLE}{VECTOR}
+typedef unsigned long long U;
+MINIDL_HD bool chosen(U v_index, U v_seed, U v_draw, U v_start, U v_threshold) {{
+    typedef U T;
+    T v_mask = 0;
+    {" ".join(random.random_mask.body.cpp)}
+    return v_mask;
+}}
+template <int N> MINIDL_HD void part(
+    const S* x, S* y, bool* mask, U at, U seed, U draw, U start, U threshold, T v_scale
+) {{
+    Vector<S, N> s = *(const Vector<S, N>*)(x + at);
+    Vector<bool, N> m;
+    #pragma unroll
+    for (int k = 0; k < N; ++k) {{
+        m.at[k] = chosen(at + k, seed, draw, start, threshold);
+        const T v_x = (T)s.at[k], v_mask = (T)m.at[k];
+        T v_y = 0;
+        {" ".join(kept.body.cpp)}
+        s.at[k] = (S)v_y;
+    }}
+    *(Vector<S, N>*)(y + at) = s;
+    *(Vector<bool, N>*)(mask + at) = m;
+}}
+extern "C" __global__ void dropout(
+    const S* x, S* y, bool* mask, const NUMBER seed, const NUMBER draw, U start,
+    U threshold, double scale, long long size
+) {{
+    long long at = (blockIdx.x * (long long)blockDim.x + threadIdx.x) * WIDTH;
+    const U s = VALUE seed, d = VALUE draw;
+    if (at + WIDTH <= size)
+        part<WIDTH>(x, y, mask, at, s, d, start, threshold, scale);
+    else for (; at < size; ++at)
+        part<1>(x, y, mask, at, s, d, start, threshold, scale);
+}}
+"""
+_NUMBER = (("NUMBER", "unsigned long long"), ("VALUE", ""))
+_ON_DEVICE = (("NUMBER", "unsigned long long*"), ("VALUE", "*"))
+
+
+def dropout(x: Array, p: float) -> tuple[Array, Array]:
+    """(x mask / (1 - p), mask): mask is one with probability 1 - p, the same bits on
+    every device."""
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    if not on_gpu(x):
+        mask = random.bernoulli(x.shape, 1 - p, device=device_of(x))
+        return kept(x, mask, scale=scale), mask
+    numbers, threshold = random.default_generator().next(), round((1 - p) * 2**32)
+    drawn = [numbers["seed"], numbers["draw"]]
+    on_device = on_gpu(drawn[0])  # while a CUDA graph is recorded
+    if not on_device:
+        drawn = [numpy.uint64(number) for number in drawn]
+    with x.device:
+        x = contiguous(x)
+        y, mask = empty(x.shape, x.dtype), empty(x.shape, numpy.bool_)
+        width = 16 // x.dtype.itemsize if aligned(x) else 1
+        types = ("S", x.dtype), ("T", wide_type(x.dtype))
+        how = _ON_DEVICE if on_device else _NUMBER
+        function = module(_SOURCE, types, (("WIDTH", width), *how))
+        rest = (numpy.uint64(numbers["start"]), numpy.uint64(threshold), scale, x.size)
+        function.get_function("dropout")(
+            (blocks(x.size, BLOCK * width),), (BLOCK,), (x, y, mask, *drawn, *rest)
+        )
+    return y, mask

@@ -1,0 +1,49 @@
+"""Where the windows of a pooling are, and how many elements they have."""
+
+from math import prod
+
+import numpy as np
+
+
+def tap_number(tap, kernel):
+    """The place of a tap in row-major order."""
+    return int(np.ravel_multi_index(tap, kernel))
+
+
+def positions(xp, size, out, kernel, stride, padding, dilation):
+    """What flat positions are made of: corner of a window + offset of a tap.
+
+    Returns the number of each window's first tap inside the plane and its corner
+    (negative in the padding), both of shape `out`, and the offsets of all taps.
+    """
+    step, number = prod(size), prod(kernel)
+    first, corners, offsets = (xp.zeros((), np.int32) for _ in range(3))
+    for n, o, k, s, p, d in zip(
+        size, out, kernel, stride, padding, dilation, strict=True
+    ):
+        step, number = step // max(1, n), number // k
+        starts = xp.arange(o, dtype=np.int32) * s - p
+        inside = xp.minimum((d - 1 - xp.minimum(starts, 0)) // d, k - 1)
+        first = first[..., None] + inside * number
+        corners = corners[..., None] + starts * step
+        offsets = offsets[..., None] + xp.arange(k, dtype=np.int32) * (d * step)
+    return first.astype(np.min_scalar_type(prod(kernel))), corners, offsets.ravel()
+
+
+def check_divisor(override: int | None) -> None:
+    if override == 0:
+        raise ValueError("divisor_override must not be zero")
+
+
+def divisor_of(xp, size, out, kernel, stride, padding, count_include_pad, override):
+    """The number that each window's sum is divided by, of shape `out` or ()."""
+    if override is not None:
+        return xp.full((), override)
+    divisor = xp.ones((), np.int64)
+    for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True):
+        start = xp.arange(o) * s - p
+        stop = xp.minimum(start + k, n + p)
+        if not count_include_pad:
+            start, stop = xp.maximum(start, 0), xp.minimum(stop, n)
+        divisor = divisor[..., None] * (stop - start)
+    return divisor
