@@ -28,6 +28,7 @@ import gpu_checks  # noqa: E402
 import gpu_communication  # noqa: E402
 import gpu_products  # noqa: E402
 import gpu_report  # noqa: E402
+import gpu_rows  # noqa: E402
 import gpu_steps  # noqa: E402
 import gpu_tests  # noqa: E402
 
@@ -38,8 +39,9 @@ SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "kernels": (gpu_checks.kernels, 75),
     "windows": (gpu_checks.windows, 30),
     "products": (gpu_products.products, 40),
+    "rows": (gpu_rows.rows, 30),
     "training": (gpu_checks.training, 25),
-    "tests": (gpu_tests.tests, 120),
+    "tests": (gpu_tests.tests, 90),
     "adam": (gpu_adam.adam, 40),
     "elementwise": (gpu_benchmarks.elementwise, 20),
     "steps": (gpu_steps.steps, 65),

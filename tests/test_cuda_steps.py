@@ -1,4 +1,4 @@
-"""A training step with all row kernels on a GPU: few launches, and it can be captured."""
+"""A training step on a GPU: few launches, which can be captured."""
 
 import numpy as np
 import pytest

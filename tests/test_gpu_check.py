@@ -290,6 +290,34 @@ def test_adam_is_measured_on_a_device(scripts, monkeypatch, stand_in):
     assert len(rows) >= 8 and "bfloat16" in rows[-1]["name"]
 
 
+def test_rows_are_compared_and_measured(scripts, monkeypatch):
+    import gpu_rows
+
+    monkeypatch.setattr(
+        gpu_rows, "NORMALISED", dict([*gpu_rows.NORMALISED.items()][:3])
+    )
+    rows = list(gpu_rows.rows(np, True))
+    assert sum(row["ok"] is True for row in rows) == 4 * 6 + 3 * 5
+    assert all(0 < row["ms"] < 1e4 for row in rows if row["ok"] is None)
+    assert "share_of_copy" in scripts.report.summary("rows", rows)
+    monkeypatch.setattr(gpu_rows, "softmax", lambda x, dim: x)
+    rows = gpu_rows.compare_scores(np, np.dtype("float16"), (9, 10))
+    assert [row["ok"] for row in rows][1:] == [True] * 5
+
+
+def test_rows_are_measured_on_a_device(scripts, stand_in):
+    import gpu_rows
+
+    rows = list(gpu_rows.compare_norm(np, "n", np.dtype("f4"), (9, 5), (1,), (5,)))
+    cases = gpu_rows.cases(stand_in.cupy, 1 << 16, "float32")
+    for name, (function, _) in cases.items():
+        stand_in.reset()
+        function()
+        assert len(stand_in.launches) <= (3 if "norm" in name else 1)
+        assert not stand_in.syncs and not stand_in.uploads
+    assert len(rows) == 5 and len(cases) > 20
+
+
 @pytest.mark.slow
 def test_peers_run(scripts):
     torch = pytest.importorskip("torch")

@@ -58,6 +58,7 @@ FUNCTIONS = [  # function of (x, weight, bias), shape of x, shape of weight
     (lambda x, *p: F.batch_norm(x, *(r.to(x.device) for r in R), *p), (2, 3, 4), (3,)),
     (lambda x, *p: F.layer_norm(x, (3, 2), *p), (4, 3, 2), (3, 2)),
     (lambda x, *p: F.layer_norm(x, 4, *p), (3, 4), (4,)),
+    (lambda x, *p: F.layer_norm(x, 4, None, *p[:1]), (3, 4), (4,)),
     (lambda x, *p: F.group_norm(x, 2, *p), (2, 4, 3), (4,)),
     (lambda x, *p: F.instance_norm(x, None, None, *p), (2, 3, 4), (3,)),
     (lambda x, w=None, b=None: F.rms_norm(x, (4,), w), (3, 4), (4,)),

@@ -48,14 +48,14 @@ def softmax_gradient(g: Array, y: Array, dim: int) -> Array:
     """(g - sum(g y)) y, the gradient of x, given y = softmax(x)."""
     if on_gpu(y):
         return cuda_softmax.softmax_gradient(g, y, dim, False)
-    return scaled_rest(g, summed(g, y, (dim,)), y)
+    return scaled_rest(g, summed(widened(g), widened(y), (dim,)), y)
 
 
 def log_softmax_gradient(g: Array, y: Array, dim: int) -> Array:
     """g - sum(g) exp(y), the gradient of x, given y = log_softmax(x)."""
     if on_gpu(y):
         return cuda_softmax.softmax_gradient(g, y, dim, True)
-    return scaled_exponential(g, g.sum(axis=dim, keepdims=True), y)
+    return scaled_exponential(g, widened(g).sum(axis=dim, keepdims=True), y)
 
 
 def widened(x: Array) -> Array:
