@@ -107,21 +107,25 @@ def test_random_words_are_those_of_the_cpu(stand_in):
     assert (got.get() == want).all()
 
 
-def test_adam_moves_16_bytes_at_a_time(nvrtc):  # noqa: F811
-    values = [1.0] * len(adam.scalars)
-    text = ptx(vector_source(adam, ["float32"] * 4, values))
-    assert len(re.findall(r"ld\.global\S*\.v4\.f32", text)) == 4
-    assert len(re.findall(r"st\.global\S*\.v4\.f32", text)) == 3
+def moves(text, kind) -> int:
+    """How often 16 bytes are loaded (ld) or stored (st)."""
+    return len(re.findall(rf"{kind}\.global\S*\.v4\.[fu]32", text))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_adam_moves_16_bytes_at_a_time(nvrtc, on_device):  # noqa: F811
+    values = [numpy.ones(1) if on_device else 1.0] * len(adam.update.scalars)
+    text = ptx(vector_source(adam.update, ["float32"] * 4, values))
+    assert moves(text, "ld") == 4 and moves(text, "st") == 3
     assert ".local" not in text
 
 
 @pytest.mark.skipif(bfloat16 is None, reason="ml_dtypes is not installed")
 def test_mixed_types_move_16_bytes_at_a_time(nvrtc):  # noqa: F811
-    values = [1.0] * len(adam.scalars)
-    dtypes = [bfloat16, "float32", "float32", "float32"]
-    text = ptx(vector_source(adam, dtypes, values))
-    assert len(re.findall(r"ld\.global\S*\.v4\.[uf]32", text)) == 1 + 3 * 2
-    assert len(re.findall(r"st\.global\S*\.v4\.[uf]32", text)) == 3 * 2
+    kernel = adam.update_low
+    dtypes = [bfloat16, "float32", "float32", "float32", bfloat16]
+    text = ptx(vector_source(kernel, dtypes, [1.0] * len(kernel.scalars)))
+    assert moves(text, "ld") == 1 + 3 * 2 and moves(text, "st") == 3 * 2 + 1
     assert ".local" not in text
 
 
