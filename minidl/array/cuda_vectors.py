@@ -98,8 +98,8 @@ def launcher(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, options):
     share = BLOCK * width_of(T, dtypes.values())
 
     def number(value):
-        if hasattr(value, "data") and not isinstance(value, numpy.generic):
-            return value
+        if not isinstance(value, int | float | numpy.generic):
+            return value  # an array
         return float(value) if T.kind == "f" else numpy.uint64(int(value) % 2**64)
 
     def launch(arrays, values):
