@@ -128,19 +128,15 @@ def forward(x: Array, w, b, dims, eps: float, centred: bool) -> tuple | None:
     if tuple(dims) != tuple(range(first, x.ndim)) or walk is None or not same:
         return None
     x = contiguous(x)
-    types, kind = types_of(x), x.dtype if w is None and b is None else None
-    kind = kind or (b if w is None else w).dtype
+    _, (_, wide), (_, integer) = types_of(x)
+    kind = next((p.dtype for p in (w, b) if p is not None), x.dtype)
     w, b = (0 if p is None else contiguous(p, kind) for p in (w, b))
     shape = (*x.shape[:first], *[1] * len(dims))
-    y, mean, var = (
-        empty(x.shape, x.dtype),
-        *(empty(shape, types[1][1]) for _ in range(2)),
-    )
-    rest = (w, b, mean, var, *map(types[2][1].type, walk), numpy.int32(centred), eps)
-    sizes = mean.size, prod(x.shape[first:]), 1
-    launch(
-        _SOURCE, "standardize_rows", *sizes, (x, y), rest, (("P", numpy.dtype(kind)),)
-    )
+    y = empty(x.shape, x.dtype)
+    mean, var = (empty(shape, wide) for _ in range(2))
+    rest = (w, b, mean, var, *map(integer.type, walk), numpy.int32(centred), eps)
+    sizes, types = (mean.size, prod(x.shape[first:]), 1), (("P", kind),)
+    launch(_SOURCE, "standardize_rows", *sizes, (x, y), rest, types)
     return y, mean, var
 
 
@@ -152,22 +148,15 @@ def backward(g: Array, x: Array, w, mean, var, dims, eps: float, centred: bool):
         return None
     if walk.span == 1 and walk.period > 1:
         return None
-    g, x, types = contiguous(g, x.dtype), contiguous(x), types_of(x)
-    integer, wide = types[2][1].type, types[1][1]
+    g, x = contiguous(g, x.dtype), contiguous(x)
+    _, (_, wide), (_, integer) = types_of(x)
     kind, w = (x.dtype, 0) if w is None else (w.dtype, contiguous(w))
     gx, gw, gb = empty(x.shape, x.dtype), 0, 0
     if walk.size == 1:
-        gw, gb = empty(mean.shape, wide), empty(mean.shape, wide)
-    rest = (w, mean, var, gw, gb, *map(integer, walk), numpy.int32(centred), eps)
-    rows, length = mean.size, prod(x.shape[first:])
-    launch(
-        _SOURCE,
-        "rows_gradient",
-        *(rows, length, 1),
-        (g, x, gx),
-        rest,
-        (("P", numpy.dtype(kind)),),
-    )
+        gw, gb = (empty(mean.shape, wide) for _ in range(2))
+    rest = (w, mean, var, gw, gb, *map(integer.type, walk), numpy.int32(centred), eps)
+    sizes, types = (mean.size, prod(x.shape[first:]), 1), (("P", kind),)
+    launch(_SOURCE, "rows_gradient", *sizes, (g, x, gx), rest, types)
     if walk.size > 1:
         gw, gb = _parameter_sums(g, x, mean, var, walk, first, w.shape, eps)
     return gx, gw, gb

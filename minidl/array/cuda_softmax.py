@@ -127,6 +127,7 @@ extern "C" __global__ void deviation(
 
 
 def softmax(x: Array, dim: int, logarithm: bool, safe: bool) -> Array:
+    """Softmax along dim, or its logarithm; `safe`, 0 for rows of nothing but -inf."""
     x = contiguous(x)
     y = empty(x.shape, x.dtype)
     flags = numpy.int32(logarithm), numpy.int32(safe)
@@ -135,6 +136,7 @@ def softmax(x: Array, dim: int, logarithm: bool, safe: bool) -> Array:
 
 
 def softmax_gradient(g: Array, y: Array, dim: int, logarithm: bool) -> Array:
+    """The gradient of x, given y."""
     g, y = contiguous(g, y.dtype), contiguous(y)
     gx = empty(y.shape, y.dtype)
     flags = (numpy.int32(logarithm),)
@@ -143,6 +145,7 @@ def softmax_gradient(g: Array, y: Array, dim: int, logarithm: bool) -> Array:
 
 
 def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
+    """(-log softmax(x)[label] over dim 1, softmax(x))"""
     x, labels = contiguous(x), contiguous(labels)
     p, terms = empty(x.shape, x.dtype), empty(labels.shape, x.dtype)
     rest, types = (labels, terms), (("L", labels.dtype),)
@@ -151,6 +154,7 @@ def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def deviation(g: Array, p: Array, labels: Array) -> Array:
+    """(p - one_hot(label)) g"""
     g, p, labels = contiguous(g, p.dtype), contiguous(p), contiguous(labels)
     y = empty(p.shape, p.dtype)
     rest, types = (labels, g), (("L", labels.dtype),)
