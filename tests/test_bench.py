@@ -90,6 +90,7 @@ def run(*words):
     return bench.main(["--quick", "--rounds", "2", *words])
 
 
+@pytest.mark.slow
 def test_minidl_computes_what_numpy_does(fakes, capsys):
     chosen = ("--only", "adam", "engine", "mlp", "--peers", "fake", "minidl")
     assert run(*chosen) == 0

@@ -319,6 +319,7 @@ def shell(line, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_output_that_goes_away(tmp_path):
     short = ["train", "--epochs", 2, "--batch-size", 360, "--out", tmp_path]
     head = shell('"$@" | true; exit ${PIPESTATUS[0]}', *short)
@@ -331,6 +332,7 @@ def test_output_that_goes_away(tmp_path):
     assert "Traceback" not in full.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [">&- 2>&-", "2>/dev/full"])
 def test_no_output_at_all(tmp_path, where):
     short = ["train", "--epochs", 1, "--batch-size", 360, "--out", tmp_path]

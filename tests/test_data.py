@@ -391,6 +391,7 @@ def loading_process():
     return process
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_downloads(mirror):
     asked = mirror("good")
     ranks = [loading_process() for _ in range(3)]

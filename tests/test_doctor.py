@@ -1,5 +1,6 @@
 """`minidl doctor` tells what ranks have, and what is wrong with them."""
 
+import gc
 import json
 import os
 import subprocess
@@ -138,6 +139,7 @@ def test_what_does_not_answer_ends(tmp_path):
 
 
 def test_versions_and_memory_as_cupy_tells_them(stand_in, monkeypatch):
+    gc.collect()  # what earlier tests have left must not be freed between two looks
     found = doctor.versions()
     assert found["CuPy"] == stand_in.cupy.__version__
     assert found["CUDA runtime"] == found["CUDA driver"] == "13.0"

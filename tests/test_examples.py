@@ -50,6 +50,7 @@ def test_every_example_is_tested():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(FIRST)
 
 
+@pytest.mark.slow
 def test_adam_by_hand():
     *_, last = alone("adam_by_hand.py").splitlines()
     step, single, double = last.split()

@@ -206,6 +206,7 @@ def test_errors_are_seen(scripts):
     assert scripts.checks.largest_error(np.ones(3, "f4"), np.ones(3)) == np.inf
 
 
+@pytest.mark.slow
 def test_kernels_are_compared(scripts):
     known, derived = scripts.checks.all_kernels()
     names = [kernel.name for kernel in known + derived]
@@ -281,6 +282,7 @@ def test_benchmarks_run(scripts, monkeypatch):
         assert "ms " in scripts.report.summary(section, rows)
 
 
+@pytest.mark.slow
 def test_adam_is_measured_on_a_device(scripts, monkeypatch, stand_in):
     sizes = {"Adam, 160": [10, 150], "Adam, 1003": [1003]}
     monkeypatch.setattr(scripts.adam, "parameter_sizes", lambda xp, quick: sizes)

@@ -514,6 +514,7 @@ def test_a_compiler_that_fails_is_reported(tmp_path):
 
 @pytest.mark.skipif(compiler.compiler() is None, reason="no C++ compiler")
 class TestCache:
+    @pytest.mark.slow
     def test_torn_and_foreign_files_are_compiled_again(self, tmp_path):
         run_python(AXPY_IN_PYTHON, MINIDL_CACHE_DIR=str(tmp_path))
         (library,) = tmp_path.glob("*.so")
@@ -523,6 +524,7 @@ class TestCache:
             _, said = run_python(AXPY_IN_PYTHON, MINIDL_CACHE_DIR=str(tmp_path))
             assert not said and len(library.read_bytes()) == len(whole)
 
+    @pytest.mark.slow
     def test_a_full_cache_needs_no_compiler_run(self, tmp_path):
         code = AXPY_IN_PYTHON + f"import os; print(os.listdir({str(tmp_path)!r}))"
         first, _ = run_python(code, MINIDL_CACHE_DIR=str(tmp_path))
@@ -531,6 +533,7 @@ class TestCache:
         again, _ = run_python(code, MINIDL_CACHE_DIR=str(tmp_path))
         assert first == again and library.stat().st_mtime_ns == stamp
 
+    @pytest.mark.slow
     def test_several_processes_start_at_once(self, tmp_path):
         environment = os.environ | {
             "MINIDL_CACHE_DIR": str(tmp_path),
