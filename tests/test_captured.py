@@ -96,6 +96,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_captured_steps_give_the_same_numbers(stand_in, rule):
     """With a cosine schedule, dropout, batch norm and a smaller last batch."""
@@ -114,6 +115,7 @@ class Checkpointed(nn.Module):
         return md.autograd.checkpoint(lambda x: F.dropout(x.tanh(), 0.4) * x, x)
 
 
+@pytest.mark.slow
 def test_what_backward_computes_again_draws_the_same(stand_in):
     step = CapturedStep(required=True)
     captured = Run(stand_in, step, 12, [Checkpointed()])
@@ -140,6 +142,7 @@ def test_a_replayed_step_never_waits(stand_in):
     assert all(len(names) > 40 for names in run.launches if names not in alone)
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_loss_changes_in_a_graph(stand_in):
     """It grows until the scaled gradients overflow, and such steps are left out."""
     runs = [
@@ -183,6 +186,7 @@ def test_on_a_cpu_it_runs_as_it_is(capsys):
     assert capsys.readouterr().err.count("need a GPU") == 1
 
 
+@pytest.mark.slow
 def test_what_is_switched_between_steps_counts(stand_in):
     """A frozen layer and batch norm in evaluation are other steps, captured anew."""
     ends = []
@@ -206,6 +210,7 @@ def test_what_is_switched_between_steps_counts(stand_in):
     assert ends[0] == ends[1] and ends[0][-1] == 19 and len(step.graphs) == 1
 
 
+@pytest.mark.slow
 def test_shapes_beyond_the_first_few_are_not_captured(stand_in):
     step, model = CapturedStep(), DataParallel(nn.Linear(2, 2).to("cuda"), Alone())
     optimizer = optim.SGD(model.parameters(), lr=0.1)
