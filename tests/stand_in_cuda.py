@@ -166,7 +166,8 @@ class Stream:
             if self is not event.capture.origin:
                 event.capture.joined.setdefault(self)
         self.follow(event.clock)
-        self.arrivals = self.arrivals + event.arrivals
+        both = dict.fromkeys([*self.arrivals, *event.arrivals])  # each of them once
+        self.arrivals = [arrival for arrival in both if arrival.finish is not None]
 
     def launch_host_func(self, callback, arg) -> None:
         enqueue("host function", lambda: callback(arg), stream=self)

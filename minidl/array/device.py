@@ -141,6 +141,14 @@ def to_numpy(array: Array) -> numpy.ndarray:
     return array.get() if on_gpu(array) else numpy.asarray(array)
 
 
+def free_memory(device: str) -> int:
+    """The free bytes of a CUDA device, with those that CuPy keeps for later."""
+    with use_device(device):
+        cupy = cupy_module()
+        kept = cupy.get_default_memory_pool().free_bytes()
+        return cupy.cuda.runtime.memGetInfo()[0] + kept
+
+
 def synchronize() -> None:
     """Wait until the current CUDA device has done everything asked of it."""
     if gpu_available():

@@ -5,6 +5,7 @@ from numbers import Integral
 
 import numpy as np
 
+from minidl.array.device import Array, to_device
 from minidl.array.errors import UsageError
 from minidl.array.random import Generator, key, permutation
 
@@ -65,12 +66,16 @@ class Sampler:
             )
         self.epoch, self.position = epoch, position
 
-    def order(self) -> np.ndarray:
-        """The indices of the whole epoch, of all ranks, in their order."""
+    def order(self, device: str | None = "cpu") -> Array:
+        """The indices of the whole epoch, of all ranks, in their order.
+
+        They are made on the device that is to use them, and the same on all.
+        """
+        count = len(self.dataset)
         if not self.shuffle:
-            return np.arange(len(self.dataset))
+            return to_device(np.arange(count), device)
         generator = Generator(key("order", int(self.seed), int(self.epoch)))
-        return permutation(len(self.dataset), generator=generator)
+        return permutation(count, device, generator)
 
     def num_batches(self, batch_size: int) -> int:
         """How many global batches of `batch_size` are left of the epoch."""
@@ -78,13 +83,13 @@ class Sampler:
         left = len(self.dataset) - self.position
         return left // batch_size if self.drop_last else -(-left // batch_size)
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+    def batches(self, batch_size: int, device: str | None = "cpu") -> Iterator[Array]:
         """This rank's indices of each global batch; the last may have none.
 
         Raises UsageError for a `batch_size` that is smaller than the number of ranks.
         """
         count = self.num_batches(batch_size)
-        order = self.order()[self.position :]
+        order = self.order(device)[self.position :]
         for k in range(count):
             batch = order[k * batch_size : (k + 1) * batch_size]
             yield batch[share(len(batch), self.num_replicas, self.rank)]

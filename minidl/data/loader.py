@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from minidl.array.device import canonical_device, to_device
+from minidl.array.device import canonical_device, device_of, free_memory, to_device
+from minidl.array.pinned import Feed
 from minidl.array.sampling import Sampler
 from minidl.autograd import Tensor
 from minidl.data.datasets import Dataset
+
+RESIDENT_SHARE = 0.25  # of a GPU's free memory: how much a data set may take
 
 
 class DataLoader:
@@ -17,7 +20,12 @@ class DataLoader:
     there by one indexing and given to `transform` (float32 from bytes: a quarter
     of the memory of a dataset transformed beforehand, and on a CPU no slower,
     since the gather reads a quarter as much: 46 against 50 us for 128 images of
-    MNIST, a thousandth of a step, which is why nothing is prefetched either).
+    MNIST, a thousandth of a step, which is why nothing is prefetched there).
+
+    A dataset of more than a quarter of a GPU's free memory (RESIDENT_SHARE) stays on
+    the host: batches are gathered into pinned memory, and the next one is copied
+    while the model computes with the last. `pin_memory`, True or False, decides that
+    instead. The batches are the same bits in every case.
 
     `batch_size` is that of all ranks together, and `len` the number of global
     batches, so that all ranks take equally many steps; a rank that is left
@@ -41,6 +49,7 @@ class DataLoader:
         seed: int = 0,
         transform: Callable | None = None,
         device: str | None = None,
+        pin_memory: bool | None = None,
     ) -> None:
         if not hasattr(dataset, "images"):
             raise TypeError(
@@ -61,18 +70,68 @@ class DataLoader:
         sampler.num_batches(batch_size)  # refuses an impossible batch size
         self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
         self.transform, self.device = transform, canonical_device(device)
-        self._images = to_device(dataset.images, self.device)
-        self._labels = to_device(dataset.labels.astype(np.int64, copy=False), device)
+        labels = dataset.labels.astype(np.int64, copy=False)
+        self._source = source_of([dataset.images, labels], self.device, pin_memory)
 
     def __len__(self) -> int:
         return self.sampler.num_batches(self.batch_size)
 
     def __iter__(self) -> Iterator[tuple]:
         epoch = self.sampler.epoch
-        for index in self.sampler.batches(self.batch_size):
-            index = to_device(index, self.device)
-            images, labels = self._images[index], self._labels[index]
+        index = self.sampler.batches(self.batch_size, self._source.index_device)
+        for images, labels in self._source.batches(index):
             if self.transform is not None:
                 images = self.transform(images)
             yield Tensor(images), Tensor(labels)
         self.sampler.set_epoch(epoch + 1)
+
+
+class Resident:
+    """Arrays that lie where the batches are to be."""
+
+    def __init__(self, arrays: list, device: str):
+        self.index_device = device
+        self.arrays = [to_device(array, device) for array in arrays]
+
+    def batches(self, indices: Iterator) -> Iterator[list]:
+        """The rows of each index."""
+        for index in indices:
+            yield [array[index] for array in self.arrays]
+
+
+class Streamed:
+    """Arrays of the host whose batches are sent to a GPU, one ahead of the model."""
+
+    index_device = "cpu"
+
+    def __init__(self, arrays: list, device: str):
+        self.arrays, self.device = arrays, device
+        self.spare: list[Feed] = []  # each pass under way has one of its own
+
+    def batches(self, indices: Iterator) -> Iterator[list]:
+        """The rows of each index."""
+        first = next(indices, None)
+        if first is None:
+            return
+        feed = self.feed(len(first))  # no batch of a pass is larger than the first
+        feed.send(first)
+        for index in indices:
+            feed.send(index)
+            yield feed.receive()
+        yield feed.receive()
+        self.spare.append(feed)
+
+    def feed(self, most: int) -> Feed:
+        """One that no other pass uses."""
+        if self.spare and self.spare[-1].most >= most:
+            return self.spare.pop()
+        return Feed(self.arrays, most, self.device)
+
+
+def source_of(arrays: list, device: str, pin_memory: bool | None):
+    """Where batches come from: `pin_memory` says, or whether the arrays fit."""
+    on_host = device != "cpu" and all(device_of(array) == "cpu" for array in arrays)
+    if on_host and pin_memory is None:
+        size = sum(array.nbytes for array in arrays)
+        pin_memory = size > RESIDENT_SHARE * free_memory(device)
+    return (Streamed if on_host and pin_memory else Resident)(arrays, device)

@@ -2,10 +2,19 @@
 
 import numpy as np
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, device_of, to_device, use_device
 from minidl.array.errors import CheckpointError, DataError
+from minidl.array.kernel import Kernel
 
 CHUNK = 1024  # images that are widened to float64 at a time
+BODY = "y = (x - mean) / std;"
+# images of one channel need no arrays of means: a flat loop, several times as fast
+standardize_grey = Kernel(
+    "standardize_grey", "x", "y", "mean std", BODY, compute="float32"
+)
+standardize_channels = Kernel(
+    "standardize_channels", "x mean std", "y", body=BODY, compute="float32"
+)
 
 
 class Standardize:
@@ -19,6 +28,7 @@ class Standardize:
     def __init__(self) -> None:
         self.mean: np.ndarray | None = None
         self.std: np.ndarray | None = None
+        self._there: dict[str, tuple] = {}  # device: (of which values, arrays)
 
     def fit(self, images: np.ndarray) -> "Standardize":
         """Measure `images` (N, C, ...), exactly for bytes; returns self.
@@ -50,15 +60,24 @@ class Standardize:
                 f"Standardize was fitted on images of {len(self.mean)} channels, "
                 f"got shape {images.shape}"
             )
-        xp = array_module(images)
-        mean, std = (
-            xp.asarray(_per_channel(value.astype(np.float32), images.ndim))
-            for value in (self.mean, self.std)
+        with use_device(device_of(images)):
+            out = array_module(images).empty(images.shape, np.float32)
+        if len(self.mean) == 1:
+            mean, std = float(self.mean[0]), float(self.std[0])
+            return standardize_grey(images, out=out, mean=mean, std=std)
+        constants = self._constants(device_of(images))
+        return standardize_channels(
+            images, *(_per_channel(c, images.ndim) for c in constants), out=out
         )
-        result = images.astype(xp.float32)  # always a copy
-        result -= mean
-        result /= std
-        return result
+
+    def _constants(self, device: str) -> tuple:
+        """mean and std as float32 on a device, sent there where they have changed."""
+        narrow = [value.astype(np.float32) for value in (self.mean, self.std)]
+        values = [value.tolist() for value in narrow]
+        if device not in self._there or self._there[device][0] != values:
+            there = tuple(to_device(value, device) for value in narrow)
+            self._there[device] = values, there
+        return self._there[device][1]
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """`mean` and `std`, for a checkpoint; empty before `fit`."""
@@ -87,7 +106,7 @@ class Standardize:
         self.mean, self.std = mean, std
 
 
-def _per_channel(value: np.ndarray, ndim: int) -> np.ndarray:
+def _per_channel(value, ndim: int):
     return value.reshape(-1, *(1,) * (ndim - 2))  # (C, 1, 1) beside (N, C, H, W)
 
 

@@ -8,21 +8,11 @@ memory of GPUs is given the arrays themselves where it has the arithmetic for th
 from collections import deque
 from contextlib import nullcontext
 
-import numpy as np
-
-from minidl.array.device import cupy_module, on_gpu
+from minidl.array.device import on_gpu
+from minidl.array.pinned import pinned
 from minidl.distributed.streams import Lane, LaneWork
 
 CHUNK = 8 << 20  # bytes: a copy of so many takes far longer than to start it
-
-
-def pinned(array):
-    """A host array like this one, which a GPU reads and writes by itself.
-
-    CuPy keeps the memory of those that are freed for others of the size.
-    """
-    memory = cupy_module().cuda.alloc_pinned_memory(max(array.nbytes, 1))
-    return np.ndarray(array.shape, array.dtype, memory)
 
 
 class Transfer:
