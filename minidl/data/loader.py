@@ -96,7 +96,10 @@ class Resident:
     def batches(self, indices: Iterator) -> Iterator[list]:
         """The rows of each index."""
         for index in indices:
-            yield [array[index] for array in self.arrays]
+            yield self.rows(index)
+
+    def rows(self, index) -> list:
+        return [array[index] for array in self.arrays]
 
 
 class Streamed:

@@ -15,6 +15,7 @@ from minidl.train.flags import (
     add_epochs,
     add_graph,
     add_model,
+    add_profile,
     add_seed,
     add_timeout,
     add_weight_decay,
@@ -52,6 +53,7 @@ def parser() -> Parser:
     add_seed(command)
     add_device(command)
     add_graph(command)
+    add_profile(command)
     command.add_argument(
         "--out",
         metavar="DIR",

@@ -128,6 +128,15 @@ def add_graph(command) -> None:
     )
 
 
+def add_profile(command) -> None:
+    command.add_argument(
+        "--profile",
+        type=number(int, 0, above=True),
+        metavar="N",
+        help="trace N steps, after one that warms up, into trace.json in --out",
+    )
+
+
 def add_timeout(command) -> None:
     command.add_argument(
         "--timeout",

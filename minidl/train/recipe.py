@@ -17,6 +17,7 @@ from minidl.train.captured import step_for
 from minidl.train.checkpoint import load_model, safetensors, save_model
 from minidl.train.files import make_directory, remove_files, remove_torn, replace_json
 from minidl.train.output import tell
+from minidl.train.profiler import TRACE, graph_mode, profiling
 from minidl.train.progress import Metrics
 from minidl.train.report import (
     Console,
@@ -37,7 +38,7 @@ from minidl.train.trainer import Trainer, evaluate
 
 EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 10}
 BATCH_SIZE = {"digits": 32, "mnist": 128, "fashion_mnist": 128}
-RESULTS = ("config.json", "metrics.jsonl", "model.safetensors", "curves.png")
+RESULTS = ("config.json", "metrics.jsonl", "model.safetensors", "curves.png", TRACE)
 ADAM_LR = {"digits": 4e-3, "mnist": 2e-3, "fashion_mnist": 2e-3}
 SGD_LR = 0.05
 
@@ -57,6 +58,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     graph: str = "auto"
+    profile: int | None = None
     out: str | None = None
     resume: str | None = None
     save_every: int | None = None
@@ -159,10 +161,11 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         optimizer = build_optimizer(settings, model)
         schedule = CosineAnnealingLR(optimizer, settings.epochs * len(loaders[0]))
         parallel = DataParallel(model, communicator)
-        step = step_for(settings.graph, parallel, optimizer, device)
+        step = step_for(graph_mode(settings), parallel, optimizer, device)
         trainer = Trainer(parallel, optimizer, scheduler=schedule, step=step)
         store = Store(out / "checkpoints", settings.keep)
         go_on(trainer, settings.resume, store, config, scaling)
+        tracing = profiling(trainer, settings, len(loaders[0]), out, device)
         if lead:
             open_directory(out, store)
             replace_json(out / "config.json", config)
@@ -173,7 +176,7 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
             CheckWeights(trainer, settings.check_every),
             SaveCheckpoints(trainer, store, settings.save_every, extra),
         ]
-        with stopping_on_signals(parallel.exchange):
+        with tracing, stopping_on_signals(parallel.exchange):
             history = trainer.fit(*loaders, settings.epochs)
 
     if lead:
