@@ -652,14 +652,15 @@ def test_loader_refuses():
 
 
 @pytest.mark.gpu
-def test_loader_on_a_gpu():
+@pytest.mark.parametrize("pin_memory", [False, True])
+def test_loader_on_a_gpu(pin_memory):
     if not gpu_available():
         pytest.skip("no CUDA device")
     train, _ = load("digits")
     transform = Standardize().fit(train.images)
     options = dict(shuffle=True, transform=transform)
     here = DataLoader(train, 500, **options)
-    there = DataLoader(train, 500, device="cuda", **options)
+    there = DataLoader(train, 500, device="cuda", pin_memory=pin_memory, **options)
     for (images, labels), (images2, labels2) in zip(here, there, strict=True):
         assert images2.device == labels2.device == there.device
         np.testing.assert_array_equal(images2.numpy(), images)

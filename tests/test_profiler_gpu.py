@@ -8,9 +8,11 @@ from gpu_ranks import passed, ranks, run
 from test_profiler import assert_nested, batch_of, lanes_of, model_of, steps
 
 from minidl import train
+from minidl.array.device import gpu_available
 from minidl.distributed import Alone
 from minidl.nn import functional as F
 from minidl.train import CapturedStep
+from minidl.train.trace import chrome_trace
 from minidl.train.trace_table import communication
 
 
@@ -57,6 +59,22 @@ def test_captured_steps(stand_in):
     assert [r.name for r in record.gpu].count("graph replay") == 2
     losses = [step(model, F.cross_entropy, optimizer, *batch_of("cuda"))]
     assert np.isfinite(losses[0].item())
+
+
+@pytest.mark.gpu
+def test_a_real_gpu():
+    if not gpu_available():
+        pytest.skip("no CUDA device")
+    model, optimizer = model_of(Alone(), "cuda")
+    steps(model, optimizer, train.profile())
+    with train.profile() as profile:
+        steps(model, optimizer, profile)
+    record = profile.record()
+    lanes = lanes_of(json.loads(chrome_trace([record]))["traceEvents"])
+    for lane in lanes.values():
+        assert_nested(lane)
+    assert [r.name for r in record.gpu] == [r.name for r in record.host]
+    assert 0 < sum(r.end - r.start for r in record.gpu if r.category == "kernel")
 
 
 def nccl_in_a_trace(c):

@@ -188,8 +188,8 @@ def test_another_number_of_ranks_sees_every_sample_once(
     seen = []  # (epoch, index)
     batches = Sampler.batches
 
-    def watched(self, batch_size):
-        for batch in batches(self, batch_size):
+    def watched(self, batch_size, device):
+        for batch in batches(self, batch_size, device):
             if self.shuffle:  # the training's
                 seen.extend((self.epoch, index) for index in batch.tolist())
             yield batch

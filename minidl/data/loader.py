@@ -19,7 +19,7 @@ class DataLoader:
     The dataset is moved to `device` once, as it is stored; a batch is gathered
     there by one indexing and given to `transform` (float32 from bytes: a quarter
     of the memory of a dataset transformed beforehand, and on a CPU no slower,
-    since the gather reads a quarter as much: 46 against 50 us for 128 images of
+    since the gather reads a quarter as much: 41 against 52 us for 128 images of
     MNIST, a thousandth of a step, which is why nothing is prefetched there).
 
     A dataset of more than a quarter of a GPU's free memory (RESIDENT_SHARE) stays on
