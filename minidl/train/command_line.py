@@ -15,6 +15,7 @@ from minidl.train.flags import (
     add_epochs,
     add_graph,
     add_model,
+    add_precision,
     add_seed,
     add_timeout,
     add_weight_decay,
@@ -51,6 +52,7 @@ def parser() -> Parser:
     add_epochs(command)
     add_seed(command)
     add_device(command)
+    add_precision(command)
     add_graph(command)
     command.add_argument(
         "--out",
@@ -68,6 +70,7 @@ def parser() -> Parser:
     add_data(command, None)
     add_batch_size(command)
     add_device(command)
+    add_precision(command)
     add_timeout(command)
 
     comparison.add_command(commands)

@@ -7,6 +7,7 @@ from pathlib import Path
 from minidl.array.errors import UsageError
 from minidl.distributed import TIMEOUT
 from minidl.train.output import say, tell
+from minidl.train.precision import PRECISIONS
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 MODELS = ("cnn", "mlp")
@@ -125,6 +126,14 @@ def add_graph(command) -> None:
         choices=GRAPH,
         default="auto",
         help="replay a step as a CUDA graph (auto: on a GPU, where it can be)",
+    )
+
+
+def add_precision(command) -> None:
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="what products are computed in (train: fp32, evaluate: as trained)",
     )
 
 

@@ -16,7 +16,7 @@ from minidl.optim.lr_scheduler import CosineAnnealingLR
 from minidl.train.captured import step_for
 from minidl.train.checkpoint import load_model, safetensors, save_model
 from minidl.train.files import make_directory, remove_files, remove_torn, replace_json
-from minidl.train.output import tell
+from minidl.train.precision import Precision
 from minidl.train.progress import Metrics
 from minidl.train.report import (
     Console,
@@ -28,8 +28,7 @@ from minidl.train.report import (
 from minidl.train.resume import (
     CheckWeights,
     SaveCheckpoints,
-    check_alike,
-    find,
+    go_on,
     stopping_on_signals,
 )
 from minidl.train.store import Store
@@ -56,6 +55,7 @@ class Settings:
     epochs: int | None = None
     seed: int = 0
     device: str = "auto"
+    precision: str | None = None
     graph: str = "auto"
     out: str | None = None
     resume: str | None = None
@@ -70,6 +70,7 @@ class Settings:
             lr=self.default_lr() if self.lr is None else self.lr,
             batch_size=self.batch_size or BATCH_SIZE[self.dataset],
             epochs=self.epochs or EPOCHS[self.dataset],
+            precision=self.precision or "fp32",
             out=self.out or f"runs/{self.dataset}-{self.model}",
         )
 
@@ -136,6 +137,9 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
     if lead:  # all that can be refused is refused before a file is touched
         require_packages()
     device = place(settings.device, communicator)
+    precision = Precision(settings.precision, device)
+    if settings.precision == "tf32" and device == "cpu":
+        raise UsageError("tf32 is a way in which GPUs multiply: on a CPU choose fp32")
     training, test = load(settings.dataset, settings.data)
     scaling = Standardize().fit(training.images)  # on the training set alone
     loaders = [
@@ -153,16 +157,25 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         "device": device,
         "minidl": __version__,
     }
-    with use_device(device):
+    with use_device(device), precision.in_force():
         manual_seed(settings.seed)
         model = build_model(settings.model, shape, classes).to(device)
+        precision.apply(model)
         optimizer = build_optimizer(settings, model)
         schedule = CosineAnnealingLR(optimizer, settings.epochs * len(loaders[0]))
         parallel = DataParallel(model, communicator)
         step = step_for(settings.graph, parallel, optimizer, device)
-        trainer = Trainer(parallel, optimizer, scheduler=schedule, step=step)
+        trainer = Trainer(
+            parallel,
+            optimizer,
+            precision.loss_fn,
+            schedule,
+            scaler=precision.scaler,
+            step=step,
+        )
         store = Store(out / "checkpoints", settings.keep)
         go_on(trainer, settings.resume, store, config, scaling)
+        precision.keep_low(model)
         if lead:
             open_directory(out, store)
             replace_json(out / "config.json", config)
@@ -204,26 +217,14 @@ def open_directory(out: Path, store: Store) -> None:
         remove_files(out, RESULTS)
 
 
-def go_on(trainer: Trainer, resume, store: Store, config: dict, scaling) -> None:
-    """Take over the state of the checkpoint that --resume means, if there is one."""
-    communicator = trainer.model.communicator
-    found = find(resume, store, communicator)
-    if found is None:
-        return
-    path, state = found
-    check_alike(path, state, config, scaling.state_dict())
-    trainer.load_state_dict(state["training"])
-    store.adopt(path)
-    if communicator.rank == 0:  # or rank 0 of simulated ones
-        tell(f"resuming    {path} ({trainer.progress})")
-
-
 def evaluate_checkpoint(
     path: str, settings: Settings, communicator: Communicator
 ) -> tuple[float, float, int]:
     """(loss, accuracy, samples) of a checkpoint on the whole test set."""
     state, config, scaling = load_model(Path(path))
     device = place(settings.device, communicator)
+    trained = config.get("precision", "fp32")  # missing: of a time without a choice
+    precision = Precision(settings.precision or trained, device)
     name = settings.dataset or config["dataset"]
     _, test = load(name, settings.data)
     if list(test.images.shape[1:]) != config["image_shape"]:
@@ -231,7 +232,7 @@ def evaluate_checkpoint(
             f"{path} was trained on images of shape {tuple(config['image_shape'])}, "
             f"those of {name} have {test.images.shape[1:]}: choose another --dataset"
         )
-    with use_device(device):
+    with use_device(device), precision.in_force():
         model = build_model(
             config["model"], tuple(config["image_shape"]), config["classes"]
         )
@@ -241,7 +242,8 @@ def evaluate_checkpoint(
             raise CheckpointError(
                 f"{path} holds other weights than its model {config['model']}: {error}"
             ) from error
+        precision.apply(model)
         parallel = DataParallel(model.to(device), communicator)
         settings = replace(settings, dataset=name).filled()
         loader = loader_of(test, settings, communicator, scaling, device, False)
-        return *evaluate(parallel, loader), len(test)
+        return *evaluate(parallel, loader, precision.loss_fn), len(test)
