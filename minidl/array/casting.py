@@ -10,12 +10,13 @@ _convert = Kernel("convert", "x", "y", body="y = x;")
 
 
 def cast(array: Array, dtype) -> Array:
-    """`array.astype(dtype)`, a copy.
+    """`array.astype(dtype)`, a copy, without a warning of what becomes infinite.
 
-    NumPy's own loops for float16 are slow, and warn of numbers that become infinite.
+    NumPy's own loops for float16 are slow.
     """
     dtype = numpy.dtype(dtype)
     both = array.dtype, dtype
     if type(array) is numpy.ndarray and _HALF in both and numpy.float32 in both:
         return _convert(array, out=numpy.empty(array.shape, dtype))
-    return array.astype(dtype)
+    with numpy.errstate(all="ignore"):
+        return array.astype(dtype)
