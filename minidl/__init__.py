@@ -38,6 +38,7 @@ from minidl.ops.arithmetic import (
     remainder,
     sub,
 )
+from minidl.ops.autocast import autocast
 from minidl.ops.comparison import (
     all,
     any,

@@ -516,7 +516,7 @@ def test_strange_checkpoints_on_two_ranks(tmp_path, trained):
 def test_a_checkpoint_for_other_images(tmp_path, trained, capsys, monkeypatch):
     _, test = load("digits")
     wide = type(test)(np.zeros((3, 1, 9, 9), np.uint8), np.arange(3))
-    monkeypatch.setattr("minidl.train.recipe.load", lambda *_: (wide, wide))
+    monkeypatch.setattr("minidl.train.evaluation.load", lambda *_: (wide, wide))
     path = str(trained[0] / "model.safetensors")
     assert main(["evaluate", "--checkpoint", path]) == 2
     assert "trained on images of shape (1, 8, 8)" in capsys.readouterr().err

@@ -124,7 +124,9 @@ def test_what_else_is_public():
         assert hasattr(nn, name)
     for name in "grad Function gradcheck checkpoint".split():
         assert hasattr(md.autograd, name)
-    for name in "no_grad enable_grad manual_seed Tensor float32 bfloat16".split():
+    for (
+        name
+    ) in "no_grad enable_grad autocast manual_seed Tensor float32 bfloat16".split():
         assert hasattr(md, name)
     assert hasattr(optim, "GradScaler") and hasattr(optim.Optimizer, "trace")
 

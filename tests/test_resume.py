@@ -120,8 +120,8 @@ def test_random_numbers_and_running_statistics_go_on(tmp_path, monkeypatch, rank
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_scale_of_the_loss_goes_on(tmp_path, monkeypatch, ranks):
     def scaled(*arguments, **options):  # overflows at first, then after each growth
-        scaler = GradScaler(init_scale=2.0**126, growth_interval=3)
-        return trainer.Trainer(*arguments, scaler=scaler, **options)
+        options["scaler"] = GradScaler(init_scale=2.0**126, growth_interval=3)
+        return trainer.Trainer(*arguments, **options)
 
     monkeypatch.setattr("minidl.train.recipe.Trainer", scaled)
     run(ranks, tmp_path / "whole", save_every=7, keep=99)
@@ -262,10 +262,11 @@ def test_a_directory_to_resume_from(whole, tmp_path):
     [
         ({"model": "cnn"}, r"--model mlp \(now cnn\)"),
         ({"batch_size": 99, "seed": 1}, r"--batch-size 100 \(now 99\), --seed 0"),
+        ({"precision": "fp16"}, r"--precision fp32 \(now fp16\)"),
         ({"epochs": 3}, r"--epochs 2 \(now 3\)"),
         ({"optimizer": "sgd"}, r"--optimizer adam \(now sgd\), --lr 0.004 \(now 0.05"),
     ],
-    ids=["model", "batch size and seed", "epochs", "optimizer"],
+    ids=["model", "batch size and seed", "precision", "epochs", "optimizer"],
 )
 def test_other_settings_are_refused(whole, tmp_path, change, words):
     with pytest.raises(UsageError, match=words):

@@ -18,6 +18,7 @@ from minidl.array import convolution_columns as columns
 from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
 from minidl.array import cudnn
+from minidl.array.casting import cast
 from minidl.array.device import array_module
 from minidl.array.rectifier import rectify
 from minidl.array.windows import Array, Sizes, output_size
@@ -87,7 +88,7 @@ def conv_forward(
     if y is None:
         y = cpu.forward(x, w, bias, shape, *geometry)
     y = rectify(out=y) if relu else y
-    return y.astype(dtype, copy=False)
+    return y if y.dtype == dtype else cast(y, dtype)
 
 
 def conv_input_gradient(
@@ -110,7 +111,7 @@ def conv_input_gradient(
     else:
         gx = cudnn.input_gradient(gy, w, x_shape, *geometry)
     if gx is not None:
-        return gx.astype(gy.dtype, copy=False)
+        return gx if gx.dtype == gy.dtype else cast(gx, gy.dtype)
     if _is_forward(gy.shape, w.shape, *geometry):
         reach = zip(w.shape[2:], padding, dilation, strict=True)
         padding = tuple(d * (k - 1) - p for k, p, d in reach)
@@ -120,7 +121,7 @@ def conv_input_gradient(
     if array_module(gy) is not np:
         return columns.input_gradient(gy, w, x_shape, *geometry)
     gx = cpu.input_gradient(_wide(gy), _wide(w), x_shape, *geometry)
-    return gx.astype(gy.dtype, copy=False)
+    return gx if gx.dtype == gy.dtype else cast(gx, gy.dtype)
 
 
 def conv_weight_gradient(
@@ -171,7 +172,7 @@ def _is_half(array) -> bool:
 
 def _wide(array):
     """Half precision as float32, since a CPU's BLAS has no product of halves."""
-    return array.astype(np.float32) if _is_half(array) else array
+    return cast(array, np.float32) if _is_half(array) else array
 
 
 def _check_dtypes(first, second):

@@ -40,10 +40,14 @@ struct bfloat16 {
         uint32_t wide;
         memcpy(&wide, &value, 4);
         uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-        bits = uint16_t(value != value ? (wide >> 16) | 0x40 : rounded);
+        // all ones for NaN, which stays one; a choice would not be vectorised
+        uint32_t nan = (0x7f800000 - int32_t(wide & 0x7fffffff)) >> 31;
+        bits = uint16_t(rounded | (nan & 0x7fff));
     }
 };
 """
+# GCC would round to 16 bits inside the branches of a choice, and so keep the branches
+_NARROW = '#pragma GCC optimize("no-tree-pre")'
 _LOOP = """
 static inline void run(int64_t first, int64_t begin, int64_t end{pointers}{numbers}) {{
     {once}
@@ -148,7 +152,9 @@ def source(
             for name, dtype in scalars.items()
         ),
     )
-    return f"{_HEADER}{VECTOR_MATH}{PREAMBLE}typedef {C_TYPE[T]} T;{text}"
+    narrow = T.kind == "f" and any(dtype.itemsize == 2 for dtype in dtypes.values())
+    head = f"{_NARROW if narrow else ''}{_HEADER}{VECTOR_MATH}{PREAMBLE}"
+    return f"{head}typedef {C_TYPE[T]} T;{text}"
 
 
 def ufunc_source(body: Body, T: numpy.dtype, dtypes: dict, scalars: dict) -> str:

@@ -3,6 +3,7 @@
 import numpy
 
 from . import blas, cublas
+from .casting import cast
 from .device import Array, array_module
 
 
@@ -19,9 +20,12 @@ def matmul(
         return cublas.matmul(a, b, out, accumulate)
     if a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
         # NumPy multiplies narrow types without BLAS
-        y = matmul(a.astype(numpy.float32), b.astype(numpy.float32))
+        wide = cast(a, numpy.float32), cast(b, numpy.float32)
+        if out is not None and out.dtype == numpy.float32:
+            return matmul(*wide, out, accumulate)
+        y = matmul(*wide)
         if out is None:
-            return y.astype(a.dtype)
+            return cast(y, a.dtype)
         out[...] = out + y if accumulate else y
         return out
     if accumulate:

@@ -8,6 +8,7 @@ what its twin has saved.
 Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016.
 """
 
+from contextvars import copy_context
 from weakref import ref
 
 from minidl.array.random import default_generator
@@ -47,6 +48,7 @@ class Segment:
 
     def __init__(self, function, args, kwargs, preserve_rng_state):
         self.function, self.args, self.kwargs = function, args, kwargs
+        self.context = copy_context()  # as autocast, which may have ended by then
         self.state = default_generator().state if preserve_rng_state else None
         self.kept: list = []  # in the order of the nodes; weak, for they know us
         self.kinds: list[type] = []
@@ -60,15 +62,13 @@ class Segment:
     def recompute(self) -> None:
         """Run the function again and hand out what its nodes save."""
         twins = Twins()
-        generator, before = default_generator(), recording.get()
+        generator = default_generator()
         state = generator.state
-        recording.set(twins)
         try:
             if self.state is not None:
                 generator.state = self.state
-            self.function(*self.args, **self.kwargs)
+            self.context.run(self.run, twins)
         finally:
-            recording.set(before)
             if self.state is not None:
                 generator.state = state
         if twins.kinds != self.kinds:
@@ -81,6 +81,10 @@ class Segment:
             later = kept()
             if later is not None:
                 later.saved, later.segment = saved, None
+
+    def run(self, twins: "Twins") -> None:
+        recording.set(twins)
+        self.function(*self.args, **self.kwargs)
 
 
 class Twins:

@@ -85,7 +85,8 @@ class Op:
             if isinstance(x, Tensor):
                 data = x.data
                 if record and x.requires_grad:
-                    edge = (x.creator or x, x.output_index, data.shape, data.dtype)
+                    source = x if x.creator is None else x.creator
+                    edge = (source, x.output_index, data.shape, data.dtype)
                     needed = True
                 x = data
             arrays.append(x)

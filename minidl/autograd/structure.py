@@ -1,6 +1,7 @@
 """The three operations that the engine itself needs: a gradient is added to another,
 summed over what broadcasting added, and cast to the type of its input."""
 
+from minidl.array.casting import cast
 from minidl.array.device import array_module
 from minidl.autograd.function import Arithmetic, Op
 
@@ -57,7 +58,7 @@ class Cast(Op):
 
     def forward(self, x, dtype):
         self.dtype = x.dtype
-        return x.astype(dtype)
+        return cast(x, dtype)
 
     def backward(self, g):
         return Cast.apply(g, self.dtype)

@@ -7,6 +7,7 @@ and `minidl.autograd.differentiate` its `backward`.
 import numpy as np
 
 from minidl.array import device as devices
+from minidl.array.casting import cast
 from minidl.array.dtypes import is_floating_point
 
 ndarray = np.ndarray
@@ -194,6 +195,12 @@ class Tensor:
     def begun_gradient(self):
         """The array that holds the gradients so far and can be added to, if any."""
         return None
+
+    def copy_in(self, dtype, made: dict):
+        """The array in another number type; a copy made for it is kept in `made`."""
+        if (self, dtype) not in made:
+            made[self, dtype] = cast(self.data, dtype)
+        return made[self, dtype]
 
     def accumulate(self, gradient: "Tensor") -> None:
         """Add to `grad`; the first one is copied, since its array may be shared."""

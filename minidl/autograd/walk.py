@@ -145,7 +145,7 @@ class Walk:
                 if type(g) is not ndarray:
                     g = self.carried(g)
                 if g.shape != shape or g.dtype is not dtype:
-                    g = self.fitted(g, shape, dtype, type(node).__name__)
+                    g = self.fitted(g, edge, type(node).__name__)
             if not isinstance(target, Op):
                 self.reach(target, g)
             elif g is not None:
@@ -157,13 +157,14 @@ class Walk:
             return g
         return as_array(g.data if isinstance(g, Tensor) else g)
 
-    def fitted(self, g, shape: tuple, dtype, name: str):
+    def fitted(self, g, edge: tuple, name: str):
         """A gradient that broadcasting made larger, or of another number type, as the
-        input has it."""
+        input has it; for a leaf, `reach` sees to the type."""
+        target, _, shape, dtype = edge
         if g.shape != shape:
             check_sum_to(g.shape, shape, name)
             g = SumTo.apply(g, shape)
-        if g.dtype != dtype:
+        if g.dtype != dtype and isinstance(target, Op):
             g = Cast.apply(g, dtype)
         return self.carried(g)
 
@@ -181,6 +182,8 @@ class Walk:
     def reach(self, leaf: Tensor, g) -> None:
         """Give a leaf a consumer's gradient, if any; it is ready after the last one."""
         if g is not None:
+            if g.dtype is not leaf.data.dtype:  # a copy's, under autocast
+                g = self.carried(Cast.apply(g, leaf.data.dtype))
             if not self.collecting:
                 leaf.accumulate(as_tensor(g))
             elif leaf in self.wanted:

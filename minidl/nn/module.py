@@ -126,6 +126,9 @@ class Module(Registry):
         for name, tensor in own.items():
             if name in given:
                 tensor.data[...] = to_device(given[name], tensor.device)
+        for storage in dict.fromkeys(p.storage for p in self.parameters()):
+            if storage is not None:
+                storage.renew_low()
         return IncompatibleKeys(missing, unexpected)
 
     # The mode, the place, the type ------------------------------------------------

@@ -2,6 +2,7 @@
 
 from math import prod
 
+from minidl.array.casting import cast
 from minidl.array.device import array_module, to_device
 from minidl.autograd.tensor import Tensor
 
@@ -43,6 +44,10 @@ class Parameter(Tensor):
                 f"got an array of shape {array.shape}"
             )
         self.data[...] = to_device(array, self.device)
+        if self.storage.low is not None:
+            self.storage.view(self.storage.low, self.offset, self.shape)[...] = (
+                self.data
+            )
 
     def attach(self, storage: "FlatStorage", offset: int) -> None:
         """Move into flat storage."""
@@ -86,6 +91,18 @@ class Parameter(Tensor):
     def begun_gradient(self):
         begun = self._grad is not None and self._grad.creator is None
         return self.gradient_view if begun else None
+
+    def copy_in(self, dtype, made: dict):
+        """In flat storage all parameters are cast at once, if not kept in this type."""
+        storage = self.storage
+        if storage is None:
+            return super().copy_in(dtype, made)
+        low = storage.low
+        if low is None or low.dtype != dtype:
+            if (storage, dtype) not in made:
+                made[storage, dtype] = cast(storage.data, dtype)
+            low = made[storage, dtype]
+        return storage.view(low, self.offset, self.shape)
 
     def accumulate(self, gradient: Tensor) -> None:
         """The first gradient of a step is stored in the view, later ones added."""
@@ -155,12 +172,17 @@ class FlatStorage:
     def keep_low(self, dtype) -> None:
         """Keep the weights in another type too, in `low`, with the layout of `data`.
 
-        An optimizer writes both in one launch; after any other change of the weights
-        this is to be called again.
+        An optimizer writes both in one launch. `load_state_dict` and assignments to a
+        parameter's `data` renew it; after changes in place it is to be called again.
         """
         if self.low is None or self.low.dtype != dtype:
             self.low = self.data.astype(dtype)
         else:
+            self.renew_low()
+
+    def renew_low(self) -> None:
+        """Make `low`, if it is kept, the weights as they are now."""
+        if self.low is not None:
             self.low[...] = self.data
 
     def zeros(self, like: Tensor | None = None):

@@ -8,6 +8,7 @@ from minidl.autograd.tensor import Tensor
 from minidl.ops import (
     activation,
     arithmetic,
+    autocast_rules,
     comparison,
     convert,
     diagonal,
@@ -23,6 +24,8 @@ from minidl.ops import (
     softmax,
 )
 from minidl.ops.operands import as_tensor, cast
+
+autocast_rules.install()
 
 
 def floor_div(input, other):

@@ -3,9 +3,9 @@
 from math import prod
 
 from minidl.autograd.tensor import Tensor
+from minidl.ops import linear
 from minidl.ops.arithmetic import mul
 from minidl.ops.diagonal import diagonal
-from minidl.ops.linear import matmul
 from minidl.ops.reduce import sum
 from minidl.ops.shape import normal_dim, permute, reshape
 
@@ -156,7 +156,7 @@ def contract(a, in_a: list, b, in_b: list, keep: list) -> tuple[Tensor, list]:
         return summed(mul(a, b), stack + inner, stack)
     s, n, k, m = (prod(part) for part in of)
     s = [s] if stack else []
-    y = matmul(reshape(a, [*s, n, k]), reshape(b, [*s, k, m]))
+    y = linear.matmul(reshape(a, [*s, n, k]), reshape(b, [*s, k, m]))
     return reshape(y, of[0] + of[1] + of[3]), labels
 
 

@@ -135,7 +135,7 @@ class AtLeast(Op):
     """y = max(x, low), whose gradient is passed on as if it were x."""
 
     def forward(self, x, low):
-        return array_module(x).maximum(x, low)
+        return array_module(x).maximum(x, x.dtype.type(low))
 
     def backward(self, g):
         return g

@@ -4,6 +4,7 @@ matrices: these are what GPUs and BLAS are fast at."""
 from math import prod
 
 from minidl.array import matmul as raw
+from minidl.array.dtypes import DEFAULT_FLOAT
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.arithmetic import add, mul
@@ -51,7 +52,10 @@ def product(node: Op, position: int, a: Tensor, b: Tensor) -> Tensor:
     or added to what is there, where that waits for it."""
     out = node.gradient_buffer(position)
     target = node.gradient_sum(position) if out is None else out
-    if target is None or target.dtype != a.dtype or a.ndim > 2 or b.ndim > 2:
+    if target is None or a.ndim > 2 or b.ndim > 2:
+        return MatMul.apply(a, b)
+    summed = DEFAULT_FLOAT if a.dtype.itemsize == 2 else a.dtype
+    if target.dtype not in (a.dtype, summed):
         return MatMul.apply(a, b)
     return Tensor(raw.matmul(a.data, b.data, target, accumulate=out is None))
 

@@ -140,12 +140,15 @@ def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tens
 
 def position(name: str, input: Tensor, dim: int | None, keepdim: bool) -> Tensor:
     check_not_empty(input, normal_dims(dim, input.ndim))
-    find = getattr(array_module(input.data), "arg" + name)
+    x = input.data
+    find = getattr(array_module(x), "arg" + name)
+    if x.dtype == BFLOAT16:  # which CuPy has no loop for
+        x = x.astype(DEFAULT_FLOAT)
     if dim is not None:
         dim = normal_dim(dim, input.ndim)
     if not input.ndim:
-        return Tensor(find(input.data.reshape(1)))
-    return Tensor(find(input.data, dim, keepdims=keepdim))
+        return Tensor(find(x.reshape(1)))
+    return Tensor(find(x, dim, keepdims=keepdim))
 
 
 def order(input: Tensor, dim: int, descending: bool):

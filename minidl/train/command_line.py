@@ -6,6 +6,7 @@ from minidl import __version__
 from minidl.array.errors import MinidlError
 from minidl.distributed import init, is_initialized, launched
 from minidl.train import collective_bench, comparison, doctor, verification
+from minidl.train.evaluation import evaluate_checkpoint
 from minidl.train.flags import (
     OPTIMIZERS,
     Parser,
@@ -15,6 +16,7 @@ from minidl.train.flags import (
     add_epochs,
     add_graph,
     add_model,
+    add_precision,
     add_profile,
     add_seed,
     add_timeout,
@@ -23,7 +25,7 @@ from minidl.train.flags import (
     number,
 )
 from minidl.train.output import ReaderGoneError, open_closed, say, tell
-from minidl.train.recipe import Settings, evaluate_checkpoint, train
+from minidl.train.recipe import Settings, train
 from minidl.train.resume import Stopped
 
 
@@ -52,6 +54,7 @@ def parser() -> Parser:
     add_epochs(command)
     add_seed(command)
     add_device(command)
+    add_precision(command)
     add_graph(command)
     add_profile(command)
     command.add_argument(
@@ -70,6 +73,7 @@ def parser() -> Parser:
     add_data(command, None)
     add_batch_size(command)
     add_device(command)
+    add_precision(command)
     add_timeout(command)
 
     comparison.add_command(commands)

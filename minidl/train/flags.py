@@ -7,6 +7,7 @@ from pathlib import Path
 from minidl.array.errors import UsageError
 from minidl.distributed import TIMEOUT
 from minidl.train.output import say, tell
+from minidl.train.precision import PRECISIONS
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 MODELS = ("cnn", "mlp")
@@ -134,6 +135,14 @@ def add_profile(command) -> None:
         type=number(int, 0, above=True),
         metavar="N",
         help="trace N steps, after one that warms up, into trace.json in --out",
+    )
+
+
+def add_precision(command) -> None:
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="what products are computed in (train: fp32, evaluate: as trained)",
     )
 
 

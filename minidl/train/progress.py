@@ -1,6 +1,7 @@
 """How far a training has come."""
 
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 import numpy as np
 
@@ -12,8 +13,12 @@ LOOK_EVERY = 32  # steps between two looks at what is on a device, each of which
 add_up = Kernel(
     "add_up",
     outputs="total count",
-    scalars="more terms",
-    body="total += more; count += terms;",
+    scalars="more terms lenient",
+    body="""
+    auto lost = (lenient > 0) & (isnan(more) | isinf(more));
+    total = where(lost, total, total + more);
+    count = where(lost, count, count + terms);
+    """,
     compute="float64",
 )
 
@@ -41,24 +46,34 @@ class Tally:
     On a device they stay there until somebody looks: `found`, the host's copy of all
     three, is as of the last `look`. `due` says whether it is time for one: after the
     first step, then after every LOOK_EVERY; on a CPU, where it costs nothing, always.
+    `lost` is the number of steps before the last look with nothing to add.
     """
 
-    def __init__(self, found=(0.0, 0.0, 0.0)):
-        self.found = np.array(found, float)
+    def __init__(self, found=(0.0, 0.0, 0.0), lost: int = 0):
+        self.found, self.lost = np.array(found, float), lost
         self.unseen = LOOK_EVERY - 1
+        self.steps, self.terms = 0, self.found[1]  # since, and as of, the last look
         self.sums = None  # on the device: the total and the count
 
-    def add(self, total: Tensor, count: Tensor | float, samples: int) -> None:
-        """Add the sum of a batch, of how many terms it is, and its samples."""
+    def add(
+        self, total: Tensor, count: Tensor | float, samples: int, lenient: bool = False
+    ) -> None:
+        """Add the sum of a batch, of how many terms it is, and its samples.
+
+        A `lenient` tally leaves out a sum that is no finite number.
+        """
         self.found[2] += samples
+        self.steps += 1
         if not on_gpu(total.data):
-            self.found[:2] += total.item(), float(count)
+            total = total.item()
+            if isfinite(total) or not lenient:
+                self.found[:2] += total, float(count)
             return
         if self.sums is None:
             self.sums = array_module(total.data).asarray(self.found[:2])
         terms = count.data if isinstance(count, Tensor) else count
         out = self.sums[:1], self.sums[1:]
-        add_up(out=out, more=total.data, terms=terms)
+        add_up(out=out, more=total.data, terms=terms, lenient=lenient)
         self.unseen += 1
 
     @property
@@ -69,6 +84,8 @@ class Tally:
         """Total, count and samples, for which the device is waited for."""
         if self.sums is not None:
             self.found[:2], self.unseen = self.sums.get(), 0
+        self.lost = self.lost + self.steps if self.found[1] == self.terms else 0
+        self.steps, self.terms = 0, self.found[1]
         return self.found
 
 
@@ -94,7 +111,8 @@ class Progress:
         """An epoch is done; the next begins."""
         self.history.append(metrics)
         self.epoch += 1
-        self.steps, self.seconds, self.sums = 0, 0.0, Tally()
+        self.steps, self.seconds = 0, 0.0
+        self.sums = Tally(lost=self.sums.lost)
 
     def state_dict(self) -> dict:
         """For a checkpoint: all that is the same on every rank."""

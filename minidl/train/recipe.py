@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minidl import __version__
 from minidl.array.device import use_device
-from minidl.array.errors import CheckpointError, UsageError
+from minidl.array.errors import UsageError
 from minidl.array.random import manual_seed
 from minidl.array.sampling import Sampler
 from minidl.data import DataLoader, Dataset, Standardize, load
@@ -14,9 +14,9 @@ from minidl.nn import MLP, Module, SmallCNN
 from minidl.optim import SGD, Adam, AdamW, Optimizer
 from minidl.optim.lr_scheduler import CosineAnnealingLR
 from minidl.train.captured import step_for
-from minidl.train.checkpoint import load_model, safetensors, save_model
+from minidl.train.checkpoint import safetensors, save_model
 from minidl.train.files import make_directory, remove_files, remove_torn, replace_json
-from minidl.train.output import tell
+from minidl.train.precision import Precision
 from minidl.train.profiler import TRACE, graph_mode, profiling
 from minidl.train.progress import Metrics
 from minidl.train.report import (
@@ -29,12 +29,11 @@ from minidl.train.report import (
 from minidl.train.resume import (
     CheckWeights,
     SaveCheckpoints,
-    check_alike,
-    find,
+    go_on,
     stopping_on_signals,
 )
 from minidl.train.store import Store
-from minidl.train.trainer import Trainer, evaluate
+from minidl.train.trainer import Trainer
 
 EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 10}
 BATCH_SIZE = {"digits": 32, "mnist": 128, "fashion_mnist": 128}
@@ -57,6 +56,7 @@ class Settings:
     epochs: int | None = None
     seed: int = 0
     device: str = "auto"
+    precision: str | None = None
     graph: str = "auto"
     profile: int | None = None
     out: str | None = None
@@ -72,6 +72,7 @@ class Settings:
             lr=self.default_lr() if self.lr is None else self.lr,
             batch_size=self.batch_size or BATCH_SIZE[self.dataset],
             epochs=self.epochs or EPOCHS[self.dataset],
+            precision=self.precision or "fp32",
             out=self.out or f"runs/{self.dataset}-{self.model}",
         )
 
@@ -138,6 +139,9 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
     if lead:  # all that can be refused is refused before a file is touched
         require_packages()
     device = place(settings.device, communicator)
+    precision = Precision(settings.precision, device)
+    if settings.precision == "tf32" and device == "cpu":
+        raise UsageError("tf32 is a way in which GPUs multiply: on a CPU choose fp32")
     training, test = load(settings.dataset, settings.data)
     scaling = Standardize().fit(training.images)  # on the training set alone
     loaders = [
@@ -155,16 +159,11 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
         "device": device,
         "minidl": __version__,
     }
-    with use_device(device):
-        manual_seed(settings.seed)
-        model = build_model(settings.model, shape, classes).to(device)
-        optimizer = build_optimizer(settings, model)
-        schedule = CosineAnnealingLR(optimizer, settings.epochs * len(loaders[0]))
-        parallel = DataParallel(model, communicator)
-        step = step_for(graph_mode(settings), parallel, optimizer, device)
-        trainer = Trainer(parallel, optimizer, scheduler=schedule, step=step)
+    with use_device(device), precision.in_force():
+        trainer = trainer_for(settings, communicator, device, precision, loaders[0])
         store = Store(out / "checkpoints", settings.keep)
         go_on(trainer, settings.resume, store, config, scaling)
+        precision.keep_low(trainer.model)
         tracing = profiling(trainer, settings, len(loaders[0]), out, device)
         if lead:
             open_directory(out, store)
@@ -176,14 +175,38 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
             CheckWeights(trainer, settings.check_every),
             SaveCheckpoints(trainer, store, settings.save_every, extra),
         ]
-        with tracing, stopping_on_signals(parallel.exchange):
+        with tracing, stopping_on_signals(trainer.model.exchange):
             history = trainer.fit(*loaders, settings.epochs)
 
     if lead:
-        save_model(out / "model.safetensors", model, config, scaling)
+        save_model(out / "model.safetensors", trainer.model.module, config, scaling)
         title = f"{settings.model} on {settings.dataset}, {settings.optimizer}"
         draw_curves(history, out / "curves.png", title)
     return history
+
+
+def trainer_for(
+    settings: Settings,
+    communicator: Communicator,
+    device: str,
+    precision: Precision,
+    loader: DataLoader,
+) -> Trainer:
+    """Model, rule, schedule and step for the data that this loader gives out."""
+    manual_seed(settings.seed)
+    shape, classes = loader.dataset.images.shape[1:], len(loader.dataset.classes)
+    model = build_model(settings.model, shape, classes).to(device)
+    precision.apply(model)
+    optimizer = build_optimizer(settings, model)
+    parallel = DataParallel(model, communicator)
+    return Trainer(
+        parallel,
+        optimizer,
+        precision.loss_fn,
+        CosineAnnealingLR(optimizer, settings.epochs * len(loader)),
+        scaler=precision.scaler,
+        step=step_for(graph_mode(settings), parallel, optimizer, device),
+    )
 
 
 def require_packages() -> None:
@@ -205,46 +228,3 @@ def open_directory(out: Path, store: Store) -> None:
     remove_torn(store.directory, ("step-*",))
     if not store.own:
         remove_files(out, RESULTS)
-
-
-def go_on(trainer: Trainer, resume, store: Store, config: dict, scaling) -> None:
-    """Take over the state of the checkpoint that --resume means, if there is one."""
-    communicator = trainer.model.communicator
-    found = find(resume, store, communicator)
-    if found is None:
-        return
-    path, state = found
-    check_alike(path, state, config, scaling.state_dict())
-    trainer.load_state_dict(state["training"])
-    store.adopt(path)
-    if communicator.rank == 0:  # or rank 0 of simulated ones
-        tell(f"resuming    {path} ({trainer.progress})")
-
-
-def evaluate_checkpoint(
-    path: str, settings: Settings, communicator: Communicator
-) -> tuple[float, float, int]:
-    """(loss, accuracy, samples) of a checkpoint on the whole test set."""
-    state, config, scaling = load_model(Path(path))
-    device = place(settings.device, communicator)
-    name = settings.dataset or config["dataset"]
-    _, test = load(name, settings.data)
-    if list(test.images.shape[1:]) != config["image_shape"]:
-        raise UsageError(
-            f"{path} was trained on images of shape {tuple(config['image_shape'])}, "
-            f"those of {name} have {test.images.shape[1:]}: choose another --dataset"
-        )
-    with use_device(device):
-        model = build_model(
-            config["model"], tuple(config["image_shape"]), config["classes"]
-        )
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{path} holds other weights than its model {config['model']}: {error}"
-            ) from error
-        parallel = DataParallel(model.to(device), communicator)
-        settings = replace(settings, dataset=name).filled()
-        loader = loader_of(test, settings, communicator, scaling, device, False)
-        return *evaluate(parallel, loader), len(test)

@@ -12,13 +12,15 @@ from minidl.array.errors import CheckpointError, UsageError
 from minidl.distributed import Communicator
 from minidl.distributed.consistency import check_still_same
 from minidl.distributed.exchange import NaiveExchange
-from minidl.train.output import say
+from minidl.train.output import say, tell
 from minidl.train.report import Reporter
 from minidl.train.store import Store, read
 from minidl.train.trainer import Trainer
 
 # What a resumed training must have been told alike; the rest changes no result.
-MEANING = "dataset model optimizer lr weight_decay batch_size epochs seed".split()
+MEANING = (
+    "dataset model optimizer lr weight_decay batch_size epochs seed precision".split()
+)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -98,6 +100,22 @@ def stopping_on_signals(exchange: NaiveExchange) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def go_on(
+    trainer: Trainer, resume: str | None, store: Store, config: dict, scaling
+) -> None:
+    """Take over the state of the checkpoint that --resume means, if there is one."""
+    communicator = trainer.model.communicator
+    found = find(resume, store, communicator)
+    if found is None:
+        return
+    path, state = found
+    check_alike(path, state, config, scaling.state_dict())
+    trainer.load_state_dict(state["training"])
+    store.adopt(path)
+    if communicator.rank == 0:  # or rank 0 of simulated ones
+        tell(f"resuming    {path} ({trainer.progress})")
+
+
 def find(resume: str | None, store: Store, communicator: Communicator):
     """(path, state) of the checkpoint that `--resume` means, on every rank, or None.
 
@@ -133,7 +151,7 @@ def locate(resume: str, store: Store):
 
 def check_alike(path: Path, state: dict, config: dict, scaling: dict) -> None:
     """Refuse a checkpoint of a training that was told otherwise, or saw other data."""
-    saved = state["config"]
+    saved = {"precision": "fp32", **state["config"]}  # older ones do not say
     others = [
         f"--{name.replace('_', '-')} {saved[name]} (now {config[name]})"
         for name in MEANING

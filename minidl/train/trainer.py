@@ -18,6 +18,8 @@ from minidl.train.progress import Metrics, Progress, Tally
 from minidl.train.report import Reporter
 from minidl.train.step import UNSCALED, train_step
 
+PATIENCE = 32  # steps in a row that a scaler may leave out for their loss
+
 
 class DivergedError(MinidlError, ArithmeticError):
     """The loss is no longer a number."""
@@ -102,7 +104,7 @@ class Trainer:
             )
             if self.scheduler is not None:
                 self.scheduler.step()
-            sums.add(loss.total, loss.count, len(labels))
+            sums.add(loss.total, loss.count, len(labels), self.scaler.is_enabled())
             progress.steps = step
             if sums.due or step == steps:
                 self.look()
@@ -113,7 +115,10 @@ class Trainer:
         return float(total[0] / total[1]), int(total[2])
 
     def look(self) -> np.ndarray:
-        """The epoch's sums so far; raises DivergedError where they are no numbers."""
+        """The epoch's sums so far; raises DivergedError where they are no numbers.
+
+        With a scaler, which leaves out such a step, where PATIENCE in a row are none.
+        """
         sums, progress = self.progress.sums, self.progress
         found = sums.look()
         if not isfinite(found[0]):
@@ -121,6 +126,12 @@ class Trainer:
                 f"the loss is {found[0]} {'in' if sums.sums is None else 'by'} step "
                 f"{progress.steps} of epoch {progress.epoch}: training has diverged; "
                 "try a smaller learning rate"
+            )
+        if sums.lost >= PATIENCE and self.scaler.is_enabled():
+            raise DivergedError(
+                f"the loss of {sums.lost} steps in a row, by step {progress.steps} of "
+                f"epoch {progress.epoch}, is no finite number: training has diverged; "
+                "try a smaller learning rate, or another precision"
             )
         return found
 
