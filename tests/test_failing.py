@@ -235,7 +235,37 @@ def test_a_rank_that_is_late_for_the_start_is_waited_for_until_the_timeout():
     run = run_ranks(2, text)
     assert run.returncode != 0 and run.seconds < 15
     assert "wait_for_all_ranks_to_start" in run.stderr
-    assert re.search("rank 0 of 2 .* the last thing it did: starting", run.stderr)
+    waiting = "rank 0 of 2 .* the last thing it did: waiting for all 2 ranks to start"
+    assert re.search(waiting, run.stderr)
+
+
+@mpi
+def test_a_slow_import_is_not_taken_for_a_rank_that_is_late():
+    text = (
+        "import sys, time\n"
+        "from minidl.distributed import init\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        name == 'mpi4py.MPI' and time.sleep(6)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "print(init(timeout=5).size)\n"
+    )
+    run = run_ranks(2, text)
+    assert run.returncode == 0 and run.stdout.count("2") == 2, run.stderr
+
+
+@mpi
+def test_a_rank_without_mpi4py_is_named_and_ends_all(tmp_path):
+    text = (
+        "import os, sys\n"
+        "if os.environ.get('PMI_RANK', '1') == '1': sys.modules['mpi4py'] = None\n"
+        "from minidl.train.command_line import main\n"
+        f"sys.exit(main(['train', '--out', {str(tmp_path)!r}]))\n"
+    )
+    run = run_ranks(2, text)
+    assert run.returncode != 0 and run.seconds < 15
+    assert re.search(r"and rank 1 on host \S+ has none: pip install", run.stderr)
+    assert "killed" not in run.stderr and list(tmp_path.iterdir()) == []
 
 
 @mpi

@@ -1,5 +1,7 @@
 """What happens when a rank fails: it says so once, and takes all ranks with it."""
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -53,6 +55,19 @@ def report(exception, communicator):
     sys.stderr.write(said)  # in one write
     sys.stderr.flush()
     time.sleep(LINGER)
+
+
+def fail_to_start(error, rank):
+    """Say what a rank lacks to start MPI, and end the job, whose other ranks wait.
+
+    By a signal: before MPI has started, MPICH's mpiexec does not heed an exit status.
+    """
+    if rank:  # all may lack it
+        time.sleep(PATIENCE + min(0.1 * rank, 1.0))
+    sys.stderr.write(f"{error}\n")
+    sys.stderr.flush()
+    time.sleep(LINGER)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def install(communicator):

@@ -7,6 +7,7 @@ sooner.
 import atexit
 import faulthandler
 import os
+import socket
 import sys
 from hashlib import blake2b
 from io import TextIOWrapper
@@ -89,11 +90,16 @@ def init(
         _communicator = Alone()
     else:
         if share_gpus is None:
-            share_gpus = os.environ.get("MINIDL_SHARE_GPUS", "0") not in ("", "0")
+            share_gpus = sharing_wanted()
         _communicator = start_mpi(timeout, backend, share_gpus)
     if backend == "nccl":
         canonical_device("cuda")  # raises DeviceError where there is none
     return _communicator
+
+
+def sharing_wanted() -> bool:
+    """Whether MINIDL_SHARE_GPUS lets several ranks use one GPU."""
+    return os.environ.get("MINIDL_SHARE_GPUS", "0") not in ("", "0")
 
 
 def is_initialized() -> bool:
@@ -107,7 +113,12 @@ def start_mpi(timeout, backend, share_gpus) -> Communicator:
     """Start MPI, and check the ranks against each other."""
     launch = launched() or Launch("no launcher", 0, 1)
     witness = Witness(launch.rank, launch.size)
-    MPI = wait_for_all_ranks_to_start(launch, timeout)
+    try:
+        MPI = import_mpi(launch)
+    except DependencyError:
+        witness.dismiss(spoken=True)  # this rank says itself what it lacks
+        raise
+    wait_for_all_ranks_to_start(MPI, launch, witness, timeout)
     communicator = MPICommunicator(MPI, timeout, witness, backend, share_gpus)
     if communicator.size > 1:
         failing.install(communicator)
@@ -120,24 +131,41 @@ def start_mpi(timeout, backend, share_gpus) -> Communicator:
     return communicator
 
 
-def wait_for_all_ranks_to_start(launch, timeout):
-    """Import mpi4py, which starts MPI and returns when all ranks have.
+def import_mpi(launch):
+    """mpi4py.MPI, without starting it: an import may take longer than a timeout.
 
-    A rank that ended before would be waited for without end, deaf to interrupts:
-    this prints where it waits, and gives up, after `timeout` or START_SECONDS.
+    A rank that gives up earlier than it begins to start MPI leaves the others behind:
+    MPICH's mpiexec does not end them.
     """
-    seconds = min(timeout, START_SECONDS)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # the latter: mpi4py, but no MPI
         raise DependencyError(
             f"{launch.launcher} has started {launch.size} ranks, which need mpi4py and "
-            f'an MPI library: pip install "minidl[mpi]" ({error})'
+            f"an MPI library, and rank {launch.rank} on host {socket.gethostname()} "
+            f'has none: pip install "minidl[mpi]" ({error})'
         ) from error
+    return MPI
+
+
+def wait_for_all_ranks_to_start(MPI, launch, witness, timeout):
+    """Start MPI, which returns when all ranks have.
+
+    A rank that ended before would be waited for without end, deaf to interrupts:
+    this prints where it waits, and gives up, after `timeout` or START_SECONDS.
+    """
+    witness.note(f"waiting for all {launch.size} ranks to start")
+    seconds = min(timeout, START_SECONDS)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        if not MPI.Is_initialized():
+            MPI.Init_thread()
     finally:
         faulthandler.cancel_dump_traceback_later()
-    return MPI
+    witness.note("starting")
 
 
 def check_size(communicator, launch, library):

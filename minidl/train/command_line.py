@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from minidl import __version__
-from minidl.array.errors import MinidlError
+from minidl.array.errors import DependencyError, MinidlError
 from minidl.distributed import init, is_initialized, launched
+from minidl.distributed.failing import fail_to_start
 from minidl.train import collective_bench, comparison, doctor, verification
 from minidl.train.evaluation import evaluate_checkpoint
 from minidl.train.flags import (
@@ -152,6 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     except MinidlError as error:
         if launched() and is_initialized():
             raise  # all ranks end, and one of them speaks
+        if launched() and isinstance(error, DependencyError):
+            fail_to_start(f"{command}: {error}", launched().rank)
         if not isinstance(error, ReaderGoneError):
             say(f"{command}: {error}")
         return error.status

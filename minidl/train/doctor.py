@@ -27,12 +27,12 @@ from minidl.array.inventory import (
 )
 from minidl.array.threads import get_num_threads, why_threads
 from minidl.distributed import Communicator, init, launched
-from minidl.distributed.launch import Launch, code_digest
+from minidl.distributed.launch import Launch, code_digest, sharing_wanted
 from minidl.distributed.library import mpi_facts
 from minidl.train.collective_bench import timed
 from minidl.train.findings import PACKAGES, hints, problems
 from minidl.train.flags import add_device, number
-from minidl.train.output import tell
+from minidl.train.output import Aside, leading, tell
 
 SIZES = [8, 4096, 262144, 4 << 20]  # bytes
 SECONDS = 60.0  # until a doctor that waits gives up
@@ -64,6 +64,8 @@ def run(arguments) -> int:
         communicator = init(timeout=arguments.timeout)
     except (DependencyError, DistributedError) as error:  # each rank for itself, then
         refused = [str(error)]
+        if isinstance(error, DependencyError) and not leading():
+            Aside().write(f"problem: {error}\n")  # rank 0 waits for this one
     with ending_after(arguments.timeout):
         own = facts(communicator, arguments.device)
     everyone, curve = [own], []
@@ -112,6 +114,7 @@ def facts(communicator: Communicator | None, device: str) -> dict:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "device": chosen_device(communicator, device),
+        "may_share": sharing_wanted(),
         "versions": {
             "minidl": f"{minidl.__version__} ({code_digest(package)})",
             **versions(),
