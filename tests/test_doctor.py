@@ -217,8 +217,20 @@ def test_two_ranks_on_one_gpu(alone):
     everyone[3]["device"] = gpu(0)
     assert findings.problems(everyone) == [
         "ranks 1, 3 on node2 share one GPU (NVIDIA Z at 0000:17:00): start as many "
-        "ranks on a host as it has GPUs"
+        "ranks on a host as it has GPUs, or set MINIDL_SHARE_GPUS=1"
     ]
+    everyone[1]["may_share"] = True  # not by the other
+    assert len(findings.problems(everyone)) == 1
+
+
+def test_two_ranks_that_may_share_a_gpu(alone):
+    everyone = job(alone, 2)
+    everyone[1]["device"] = gpu(0)
+    for own in everyone:
+        own["may_share"] = True
+    assert findings.problems(everyone) == []
+    (said,) = [hint for hint in findings.hints(everyone) if "share" in hint]
+    assert said.startswith("ranks 0, 1 on node1 share one GPU (NVIDIA Z at 0000:17:00)")
 
 
 def test_a_gpu_for_some_and_none_for_others(alone):
@@ -337,18 +349,21 @@ def test_under_mpirun():
 
 @pytest.mark.mpi
 @pytest.mark.slow
-@pytest.mark.parametrize("devices, status", [(1, 1), (2, 0)])
-def test_ranks_on_gpus_under_mpirun(devices, status):
+@pytest.mark.parametrize("devices, share, status", [(1, 0, 1), (1, 1, 0), (2, 0, 0)])
+def test_ranks_on_gpus_under_mpirun(devices, share, status):
     pytest.importorskip("cupy")
     flags = ["-m", "minidl", "doctor", "--json"]
     count = str(devices)
     script = ROOT / "tests" / "stand_in.py"
-    run = run_ranks(2, script, *flags, STAND_IN_DEVICES=count)
+    variables = {"STAND_IN_DEVICES": count, "MINIDL_SHARE_GPUS": str(share)}
+    run = run_ranks(2, script, *flags, **variables)
     assert run.returncode == status, run.stderr
     report = json.loads(run.stdout)
     names = [own["device"]["name"] for own in report["ranks"]]
     if devices == 2:
         assert names == ["cuda:0", "cuda:1"] and len(report["all_reduce"]) == 4
+    elif share:
+        assert names == ["cuda:0", "cuda:0"] and len(report["all_reduce"]) == 4
     else:
         assert names[0] == "cuda:0" and report["problems"]
 

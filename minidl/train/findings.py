@@ -15,7 +15,12 @@ def problems(everyone: list[dict]) -> list[str]:
     """What must be mended before these ranks can train."""
     return [
         *device_problems(everyone),
-        *shared_devices(everyone),
+        *(
+            f"{users} {place}: start as many ranks on a host as it has GPUs, or set "
+            "MINIDL_SHARE_GPUS=1"
+            for users, place, asked in shared_devices(everyone)
+            if not asked
+        ),
         *skew(everyone),
         *(
             f"{name(own)}: the cache directory {own['cache']} {own['cache_problem']}; "
@@ -43,15 +48,19 @@ def device_problems(everyone: list[dict]) -> list[str]:
     return found
 
 
-def shared_devices(everyone: list[dict]) -> list[str]:
-    """GPUs that several ranks would use."""
+def shared_devices(everyone: list[dict]) -> list[tuple[str, str, bool]]:
+    """GPUs that several ranks would use: by whom, which, and whether all may."""
     users: dict[tuple, list[dict]] = {}
     for own in everyone:
         if "identity" in own["device"]:
             users.setdefault((own["host"], own["device"]["identity"]), []).append(own)
     return [
-        f"{names(own)} share one GPU ({own[0]['device']['model']} at "
-        f"{own[0]['device']['address']}): start as many ranks on a host as it has GPUs"
+        (
+            names(own),
+            f"share one GPU ({own[0]['device']['model']} at "
+            f"{own[0]['device']['address']})",
+            all(rank["may_share"] for rank in own),
+        )
         for own in users.values()
         if len(own) > 1
     ]
@@ -90,6 +99,11 @@ def hints(everyone: list[dict]) -> list[str]:
             )
     if everyone[0]["device"]["name"] == "cpu" and not gpu_available():
         found.append(f"there is no GPU: {why_no_gpu()}")
+    found += [
+        f"{users} {place}, as MINIDL_SHARE_GPUS lets them: they take turns"
+        for users, place, asked in shared_devices(everyone)
+        if asked
+    ]
     if any("identity" in own["device"] for own in everyone) and len(everyone) > 1:
         if not everyone[0]["versions"]["NCCL"]:
             found.append(
