@@ -351,6 +351,30 @@ def test_compression_halves_what_is_sent():
     assert [s for s in sent if s[0] != "float64"] == [(d, 32) for d in dtypes]
 
 
+def test_a_scaled_loss_is_the_loss_to_the_optimizer():
+    def run(communicator, scaler):
+        images, labels = data(np.float32)
+        model = small_cnn(np.float32)
+        parallel = DataParallel(model, communicator)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        index = np.arange(communicator.rank, SAMPLES, communicator.size)
+        scores = parallel(md.tensor(images[index]))
+        loss = F.cross_entropy(scores, md.tensor(labels[index]))
+        if scaler is None:
+            parallel.backward(loss)
+            optimizer.step()
+        else:
+            with pytest.raises(RuntimeError, match=r"backward\(loss, scaler\)"):
+                parallel.backward(scaler.scale(loss))
+            parallel.backward(loss, scaler)
+            scaler.step(optimizer)
+        return vector(model)
+
+    plain = Simulated(2).run(lambda c: run(c, None))
+    scaled = Simulated(2).run(lambda c: run(c, optim.GradScaler(init_scale=2.0**10)))
+    np.testing.assert_allclose(scaled, plain, rtol=1e-6, atol=1e-7)
+
+
 def test_an_unknown_compression_is_refused():
     with pytest.raises(ValueError, match="compression is"):
         DataParallel(nn.Linear(3, 2), Alone(), compression="float8")

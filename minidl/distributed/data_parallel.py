@@ -101,7 +101,8 @@ class DataParallel:
             raise RuntimeError(
                 "this loss does not know how many terms it is the mean over, which its "
                 "gradient on several ranks depends on: use a loss of minidl with "
-                "reduction='mean', or the mean() of your terms, as the last operation"
+                "reduction='mean', or the mean() of your terms, as the last operation, "
+                "and give a GradScaler to backward(loss, scaler)"
             )
         if on_gpu(loss.total.data) and self.communicator.capturable:
             self.count = self.count + beside(loss.total.data, loss.count)
@@ -121,9 +122,15 @@ class DataParallel:
             self.count = 0.0
             self.exchanged.done = True
 
-    def backward(self, loss: Tensor) -> None:
-        """loss.backward() on the global batch."""
-        self.share(loss).backward(on_grad_ready=self.ready)
+    def backward(self, loss: Tensor, scaler=None) -> None:
+        """loss.backward() on the global batch.
+
+        With a GradScaler, as scaler.scale(loss).backward() is on one rank.
+        """
+        total = self.share(loss)
+        if scaler is not None:
+            total = scaler.scale(total)
+        total.backward(on_grad_ready=self.ready)
         self.wait()
 
     def give_up(self) -> None:
