@@ -52,7 +52,8 @@ def report(exception, communicator):
     if rank:
         time.sleep(PATIENCE + min(0.1 * rank, 1.0))
     sys.stdout.flush()
-    sys.stderr.write(said)  # in one write
+    bar = "\n" if communicator.doing else ""  # a progress bar may stand in the line
+    sys.stderr.write(f"{bar}{said}")  # in one write
     sys.stderr.flush()
     time.sleep(LINGER)
 

@@ -23,7 +23,9 @@ set -C
 { : > "$2"; } 2>/dev/null || exit
 if [ "$word" != spoken ]; then
     IFS= read -r doing <&1
-    echo "$1 was killed or has crashed; the last thing it did: $doing" >&2
+    [ "$doing" = starting ] || bar="
+"  # a progress bar may stand in the line
+    echo "$bar$1 was killed or has crashed; the last thing it did: $doing" >&2
 fi
 exec 1>&- 2>&-
 sleep 5
