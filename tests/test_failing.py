@@ -344,6 +344,22 @@ def test_a_killed_rank_ends_all_and_is_named():
     assert re.findall(killed, run.stderr, re.M) == [("rank 1", "step 7 of epoch 2")]
 
 
+def test_a_file_that_a_job_has_left_does_not_silence_the_next(tmp_path):
+    text = (
+        "import os, signal, tempfile, time\n"
+        "from pathlib import Path\n"
+        "from minidl.distributed.witness import Witness\n"
+        "name = f'minidl-{os.getuid()}-{os.getppid()}'\n"
+        "left = Path(tempfile.gettempdir(), name)\n"
+        "left.touch()\n"
+        "os.utime(left, (time.time() - 60,) * 2)\n"
+        "Witness(1, 2).note('step 3')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = run_job([sys.executable, "-c", text], TMPDIR=str(tmp_path))
+    assert "rank 1 of 2" in run.stderr and "did: step 3" in run.stderr
+
+
 def end_one_later(communicator):
     """Rank 0 has more to do than the others, which wait at the door."""
     with communicator:

@@ -12,6 +12,8 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 # Builtins alone, for speed. $1: the rank; $2: a file that is there once one has spoken.
@@ -31,6 +33,7 @@ exec 1>&- 2>&-
 sleep 5
 rm -f "$2"
 """
+LEFT = 10.0  # seconds: a shell that has spoken removes its file sooner
 
 
 class Witness:
@@ -40,6 +43,9 @@ class Witness:
         name = f"rank {rank} of {size} on host {socket.gethostname()}"
         # ranks of one host have one parent, the launcher
         spoken = Path(tempfile.gettempdir(), f"minidl-{os.getuid()}-{os.getppid()}")
+        with suppress(OSError):  # one that was left by a job of the same number
+            if time.time() - spoken.stat().st_mtime > LEFT:
+                spoken.unlink()
         self._note = tempfile.TemporaryFile()
         self.note("")
         name = f"{name} (process {os.getpid()})"
