@@ -313,9 +313,18 @@ def test_the_command_agrees_and_finds_what_is_planted(capsys):
     )
     assert status == 1
     assert "likely cause: rank-dependent seed" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as exit:
-        main(["verify", "--plant", "nothing"])
-    assert exit.value.code == 2
+    for flags in (["--plant", "nothing"], ["--ranks", "1"]):
+        with pytest.raises(SystemExit) as exit:
+            main(["verify", *flags])
+        assert exit.value.code == 2
+
+
+def test_the_command_does_not_agree_where_a_planted_fault_cannot_show(capsys):
+    flags = ["--model", "mlp", "--plant", "stale-gradients", "--steps"]
+    assert main(["verify", *flags, "1"]) == 2
+    said = capsys.readouterr()
+    assert "take more steps" in said.err and not said.out
+    assert main(["verify", *flags, "2"]) == 1
 
 
 @pytest.mark.slow

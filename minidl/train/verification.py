@@ -38,7 +38,7 @@ def add_command(commands) -> None:
     )
     command.add_argument(
         "--ranks",
-        type=number(int, 0, above=True),
+        type=number(int, 2),
         metavar="N",
         help="simulated in one process; under mpirun they are its own (2)",
     )
@@ -84,6 +84,11 @@ def run(arguments) -> int:
             ranks,
             seed=arguments.seed,
             plant=arguments.plant,
+        )
+    if arguments.plant and report.agrees:
+        raise UsageError(
+            f"--plant {arguments.plant} does not show with --steps {report.steps}: "
+            "take more steps"
         )
     tell(str(report))
     return 0 if report.agrees else 1
