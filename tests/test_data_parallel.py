@@ -1,6 +1,7 @@
 """N ranks train as one rank does: the gradient is that of the global batch."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import minidl.nn.functional as F
 from minidl import distributed, nn, optim
 from minidl.array.errors import DistributedError
 from minidl.array.sampling import Sampler
-from minidl.distributed import Alone, DataParallel, Simulated
+from minidl.distributed import Alone, DataParallel, ShardedAdam, Simulated
 
 SAMPLES, BATCH, STEPS = 53, 12, 20  # batches of 12, 12, 12, 12 and an uneven 5
 SMALL_BUCKETS = 0.003  # MB: several buckets even for a tiny model
@@ -213,6 +214,63 @@ def test_accumulation_without_sync_is_one_large_batch():
     assert relative(run(Alone(), 3), expected) < 1e-12
     for gradient in Simulated(2).run(lambda c: run(c, 3)):
         assert relative(gradient, expected) < 1e-12
+
+
+def gradients_of_two_losses(communicator, overlap, kind=None):
+    """The weights after a step of `kind` on two losses, each with a backward."""
+    images, labels = data(np.float64)
+    model = small_cnn(np.float64)
+    parallel = DataParallel(model, communicator, overlap=overlap, bucket_cap_mb=1e-3)
+    more = {"model": parallel} if kind is ShardedAdam else {}
+    optimizer = (kind or optim.Adam)(model.parameters(), lr=1e-2, **more)
+    for nothing in (True, False):
+        for half in (slice(0, 5), slice(5, SAMPLES)):
+            index = np.arange(SAMPLES)[half][communicator.rank :: communicator.size]
+            scores = parallel(md.tensor(images[index]))
+            parallel.backward(F.cross_entropy(scores, md.tensor(labels[index])))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=nothing)
+    return vector(model)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("overlap", [True, False, None], ids=str)
+def test_a_second_backward_adds_to_the_first(n, overlap):
+    images, labels = data(np.float64)
+    model = small_cnn(np.float64)
+    optimizer = optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        for half in (slice(0, 5), slice(5, SAMPLES)):
+            scores = model(md.tensor(images[half]))
+            F.cross_entropy(scores, md.tensor(labels[half])).backward()
+        optimizer.step()
+    kind = ShardedAdam if overlap is None else None
+    run = partial(gradients_of_two_losses, overlap=overlap in (True, None), kind=kind)
+    for weights in Simulated(n).run(run):
+        np.testing.assert_allclose(weights, vector(model), rtol=1e-9, atol=1e-12)
+
+
+def test_a_parameter_unfrozen_too_late_is_refused():
+    def run(communicator):
+        model = nn.Linear(3, 2)
+        model.weight.requires_grad_(False)
+        parallel = DataParallel(model, communicator)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        x = md.tensor(np.ones((4, 3), np.float32))
+        parallel.backward(F.mse_loss(parallel(x), md.zeros(4, 2)))
+        optimizer.step()
+        model.weight.requires_grad_(True)
+        parallel.backward(F.mse_loss(parallel(x), md.zeros(4, 2)))
+        with pytest.raises(RuntimeError, match="'weight' .* frozen or unfrozen"):
+            optimizer.step()
+        optimizer.zero_grad()
+        parallel = DataParallel(model, communicator)
+        parallel.backward(F.mse_loss(parallel(x), md.zeros(4, 2)))
+        optimizer.step()
+
+    md.manual_seed(0)
+    Simulated(2).run(run)
 
 
 def test_a_rank_without_samples_takes_part():

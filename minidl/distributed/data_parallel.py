@@ -72,11 +72,14 @@ class DataParallel:
             else NaiveExchange(trained, self.communicator, half)
         )
         self.count = 0.0
+        self.begun = False  # whether there are gradients that are to be exchanged
         self.syncing = True
         self.exchanged = Exchanged()
         if self.communicator.size > 1:
-            for p in trained:
-                p.exchanged = self.exchanged
+            never = Exchanged()
+            never.done = False
+            for p in module.parameters():
+                p.exchanged = self.exchanged if p.requires_grad else never
         check_same_weights(module, self.communicator)
 
     def __call__(self, *inputs, **options):
@@ -104,6 +107,9 @@ class DataParallel:
                 "reduction='mean', or the mean() of your terms, as the last operation, "
                 "and give a GradScaler to backward(loss, scaler)"
             )
+        if not self.begun:
+            self.begun = True
+            self.exchange.keep()
         if on_gpu(loss.total.data) and self.communicator.capturable:
             self.count = self.count + beside(loss.total.data, loss.count)
         else:
@@ -119,7 +125,8 @@ class DataParallel:
         """Return when every gradient is that of the global batch."""
         if self.syncing:
             self.exchange.wait(self.count)
-            self.count = 0.0
+            self.exchange.add_kept()
+            self.count, self.begun = 0.0, False
             self.exchanged.done = True
 
     def backward(self, loss: Tensor, scaler=None) -> None:
@@ -135,7 +142,7 @@ class DataParallel:
 
     def give_up(self) -> None:
         """Forget a step that has ended halfway, by an exception."""
-        self.count = 0.0
+        self.count, self.begun = 0.0, False
         self.exchange.give_up()
 
     @contextmanager

@@ -40,6 +40,7 @@ class NaiveExchange:
         self.half = half  # the dtype to send in, where that is smaller
         self.overflow = False  # see `agree`
         self.present: list[bool] = []  # what `agree` has found last
+        self.kept: list[tuple] = []  # see `keep`
         self.stop_wanted = False  # by this rank, from any moment on
         self.stop = False  # whether any rank did at the last step: the same on all
 
@@ -59,8 +60,30 @@ class NaiveExchange:
                 )
                 divide(gradient, total)
 
+    def owners(self) -> list:
+        """What holds the gradients after an exchange."""
+        return self.parameters
+
+    def keep(self) -> None:
+        """Put aside what an earlier exchange has left: sums of all ranks already."""
+        self.kept = [
+            (p, p.grad.data.copy()) for p in self.owners() if p.grad is not None
+        ]
+        for p, _ in self.kept:
+            p.grad = None
+
+    def add_kept(self) -> None:
+        """Add what was put aside to the gradients of the exchange since."""
+        for p, before in self.kept:
+            if p.grad is None:
+                p.grad = Tensor(before)
+            else:
+                p.grad.data[...] += before
+        self.kept = []
+
     def give_up(self) -> None:
         """Forget a step that has ended halfway."""
+        self.kept = []
 
     def agree(self, count, overflow=False) -> tuple:
         """The global count, and for each parameter whether any rank has a gradient.
@@ -156,6 +179,7 @@ class BucketedExchange(NaiveExchange):
                 p.accumulate(Tensor(p.gradient_view))
 
     def give_up(self) -> None:
+        super().give_up()
         self.under_way = False
         for bucket in self.buckets:
             bucket.reset()

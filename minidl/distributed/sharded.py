@@ -96,6 +96,9 @@ class ShardedExchange(BucketedExchange):
                 )
         self.under_way, self.sent = True, 0
 
+    def owners(self) -> list:
+        return [piece for bucket in self.buckets for piece in bucket.pieces]
+
     def wait(self, count: float) -> None:
         """Leave in every own piece's `grad` the mean over the global batch.
 

@@ -116,7 +116,8 @@ class FlatState:
             if exchanged is not None and not exchanged.done and p.grad is not None:
                 raise RuntimeError(
                     f"the gradient of parameter {names[p]!r} is this rank's alone: "
-                    "call backward(loss) of the DataParallel, not loss.backward()"
+                    "call backward(loss) of the DataParallel, not loss.backward(), and "
+                    "make that after its parameters have been frozen or unfrozen"
                 )
             if p.data.dtype != self.dtype or p.data.device != self.device:
                 raise RuntimeError(
