@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_contract import FUNCTIONS, LAYER_FUNCTIONS
 
 import minidl as md
+from minidl import nn
 from minidl.array.dtypes import BFLOAT16
 from minidl.nn import functional as F
 from minidl.ops import autocast as ops_autocast
@@ -116,6 +117,14 @@ def test_products_are_low_and_losses_are_not():
         assert loss.dtype == np.float32 and loss.total.dtype == np.float32
         assert F.softmax(y, 1).dtype == BFLOAT16
     assert F.linear(x, w).dtype == np.float32
+
+
+def test_layers_with_a_relu_in_them_are_low_too():
+    x = md.tensor(np.ones((2, 3, 4, 4), "float32"))
+    for layer in (nn.Conv2d(3, 2, 3), nn.Linear(4, 2)):
+        with md.autocast("cpu"):
+            for y in (layer(x), nn.Sequential(layer, nn.ReLU())(x)):
+                assert y.dtype == BFLOAT16
 
 
 def test_on_a_gpu_sums_and_exponentials_are_float32(stand_in):

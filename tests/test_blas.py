@@ -72,6 +72,17 @@ def test_sums_of_products_and_a_bias(two_threads, dtype):
     check()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("m, k, n", [(3, 40, 20), (130, 1100, 67), (1100, 130, 99)])
+def test_a_relu_in_the_product_is_a_relu_after_it(two_threads, m, k, n, dtype):
+    rng = np.random.default_rng(k)
+    x, w, b = (rng.normal(size=s).astype(dtype) for s in ((m, k), (n, k), (n,)))
+    x[0] = np.nan
+    for bias in (b, None):
+        y = linear(x, w, bias)
+        np.testing.assert_array_equal(linear(x, w, bias, True), np.maximum(y, 0))
+
+
 @pytest.mark.parametrize("m, k, n", [(3, 40, 2000), (200, 1200, 17), (5000, 7, 33)])
 def test_large_products_are_cut_and_put_together(two_threads, m, k, n):
     rng = np.random.default_rng(k)

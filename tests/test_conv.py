@@ -304,14 +304,18 @@ def test_weights_of_pytorch_fit(layers, n):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_relu_in_the_convolution_is_a_relu_after_it(xp, bias):
+@pytest.mark.parametrize("kind", ["Conv", "Linear"])
+def test_a_relu_in_a_layer_is_a_relu_after_it(xp, kind, bias):
     layer = nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=bias)
+    if kind == "Linear":
+        layer = nn.Linear(6, 3, bias=bias)
     layer.to("cpu" if xp is np else "cuda", "float64")
-    x = md.tensor(xp.asarray(np.random.default_rng(0).normal(size=(2, 2, 5, 6))))
+    size = (2, 2, 5, 6) if kind == "Conv" else (7, 6)
+    x = md.tensor(xp.asarray(np.random.default_rng(0).normal(size=size)))
     x.requires_grad_()
     leaves = [x, *layer.parameters()]
     fused, apart = nn.Sequential(layer, nn.ReLU())(x), F.relu(layer(x))
-    assert type(fused.creator).__name__ == "Conv"
+    assert type(fused.creator).__name__ == kind
     np.testing.assert_array_equal(fused.numpy(), apart.numpy())
     pairs = [
         md.autograd.grad((y * y).sum(), leaves, create_graph=True)
@@ -322,7 +326,7 @@ def test_a_relu_in_the_convolution_is_a_relu_after_it(xp, bias):
     twice = [md.autograd.grad(sum((g * g).sum() for g in gs), leaves) for gs in pairs]
     for one, other in zip(*twice, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-10, atol=1e-12)
-    alone = nn.Sequential(nn.Flatten(0, 0), layer)
+    alone = nn.Sequential(nn.Identity(), layer)
     np.testing.assert_array_equal(alone(x).numpy(), layer(x).numpy())
-    special = md.tensor(xp.asarray(np.full((1, 2, 3, 3), np.nan)))
+    special = md.tensor(xp.asarray(np.full(size, np.nan)))
     assert np.isnan(nn.Sequential(layer, nn.ReLU())(special).numpy()).all()

@@ -22,6 +22,7 @@ from minidl.array.convolution import (
     conv_bias_gradient,
     conv_forward,
     conv_input_gradient,
+    conv_rectified_gradient,
     conv_weight_gradient,
     output_shape,
 )
@@ -201,7 +202,9 @@ def test_convolution_is_the_direct_sum(xp, case, block, work, shift, dtype, loop
     )
     dx, dw, db, dgy = map(xp.asarray, (x, w, b, gy))
     with cut(block, work, shift), compiled(loops):
-        assert_near(conv_forward(dx, dw, db, *geometry), y, dtype)
+        got, relu = (conv_forward(dx, dw, db, *geometry, relu=r) for r in (False, True))
+        assert_near(got, y, dtype)
+        np.testing.assert_array_equal(host(relu), np.maximum(host(got), 0))
         assert_near(conv_input_gradient(dgy, dw, x.shape, *geometry), gx, dtype)
         out = xp.full(w.shape, xp.nan, dtype)
         got = conv_weight_gradient(dgy, dx, w.shape, *geometry, out=out)
@@ -329,7 +332,10 @@ def pairs_of(x_shape, w_shape, geometry, dtype):
     x, w, b, gy = (a.astype(dtype) for a in (x, w, b, gy))
     exact = [a.astype("float64") for a in (x, w, b, gy)]
     gw = np.full(w.shape, np.nan, dtype)
-    yield conv_forward(x, w, b, *geometry), by_columns(*exact[:3], *geometry)
+    y, want = conv_forward(x, w, b, *geometry), by_columns(*exact[:3], *geometry)
+    yield y, want
+    relu = conv_forward(x, w, b, *geometry, relu=True)
+    np.testing.assert_array_equal(relu, np.maximum(y, 0))
     yield (
         conv_input_gradient(gy, w, x.shape, *geometry),
         columns.input_gradient(exact[3], exact[1], x.shape, *geometry),
@@ -338,7 +344,12 @@ def pairs_of(x_shape, w_shape, geometry, dtype):
         conv_weight_gradient(gy, x, w.shape, *geometry, out=gw),
         weights_by_columns(exact[3], exact[0], w.shape, *geometry),
     )
-    yield conv_bias_gradient(gy), exact[3].sum((0, *range(2, gy.ndim)))
+    images = (0, *range(2, gy.ndim))
+    yield conv_bias_gradient(gy), exact[3].sum(images)
+    g, gb = conv_rectified_gradient(gy, y)
+    masked = np.where(y <= 0, 0, gy)
+    np.testing.assert_array_equal(g, masked)
+    yield gb, masked.sum(images, dtype="float64")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -14,6 +14,7 @@ import numpy
 from minidl.array import compiler, product_loops, register_loops
 from minidl.array.determinism import parts
 from minidl.array.memory import keep_freed
+from minidl.array.rectifier import rectify
 from minidl.array.threads import claim_blas, get_num_threads, openblas, parallel
 
 SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
@@ -25,10 +26,12 @@ def product(
     b: numpy.ndarray,
     out: numpy.ndarray | None = None,
     bias: numpy.ndarray | None = None,
+    relu: bool = False,
 ) -> numpy.ndarray | None:
-    """a @ b + bias in the process's threads, bias (n); None where that does not pay.
+    """a @ b + bias, with `relu` max(0, that), in the process's threads; None where that
+    does not pay.
 
-    a is (m, k), b (k, n); or both are equal stacks of such, without out and bias.
+    a is (m, k), b (k, n), bias (n); or both are equal stacks, and there is no more.
     """
     claim_blas()
     keep_freed()
@@ -36,7 +39,7 @@ def product(
         return _stacks(a, b) if out is bias is None else None
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         return None
-    return sum_of_products(a[None], b[None], out, bias)
+    return sum_of_products(a[None], b[None], out, bias, relu)
 
 
 def sum_of_products(
@@ -44,14 +47,15 @@ def sum_of_products(
     b: numpy.ndarray,
     out: numpy.ndarray | None = None,
     bias: numpy.ndarray | None = None,
+    relu: bool = False,
 ) -> numpy.ndarray | None:
-    """The sum of a[i] @ b[i] over i, + bias: a (stacks, m, k), b (stacks, k, n); None
-    as `product`."""
+    """The sum of a[i] @ b[i] over i, + bias, as `product`: a (stacks, m, k), b (stacks,
+    k, n)."""
     (stacks, m, k), n = a.shape, b.shape[2]
     function = _function(a.dtype)
     work = stacks * m * n * k
-    if function is None and stacks == 1 and bias is None and work >= PARTED_WORK:
-        return _parted(a[0], b[0], out)
+    if function is None and stacks == 1 and work >= PARTED_WORK:
+        return _parted(a[0], b[0], out, bias, relu)
     if function is None or work < SERIAL_WORK:
         return None
     if a.dtype != b.dtype or bias is not None and bias.dtype != a.dtype:
@@ -67,14 +71,14 @@ def sum_of_products(
     if bias is not None:
         bias = numpy.ascontiguousarray(bias)
     steps = [step // a.itemsize for step in (*a.strides, *b.strides)]
-    sizes = compiler.int64_array((stacks, m, n, k, *steps))
+    sizes = compiler.int64_array((stacks, m, n, k, *steps, relu))
     addresses = [x if x is None else compiler.pointer(x) for x in (a, b, bias, out)]
     function(*addresses, sizes, get_num_threads())
     return out
 
 
-def _parted(a, b, out):
-    """a @ b by NumPy, parts of the longer side dealt to threads."""
+def _parted(a, b, out, bias, relu):
+    """a @ b + bias by NumPy, parts of the longer side dealt to threads."""
     (m, _), n, count = a.shape, b.shape[1], parts()
     if count == 1 or a.dtype != b.dtype or openblas() is None:
         return None
@@ -84,10 +88,12 @@ def _parted(a, b, out):
 
     def work_on(cut):
         part = slice(*cut)
-        if m >= n:
-            numpy.matmul(a[part], b, out=out[part])
-        else:
-            numpy.matmul(a, b[:, part], out=out[:, part])
+        rows, columns = (part, slice(n)) if m >= n else (slice(m), part)
+        y = numpy.matmul(a[rows], b[:, columns], out=out[rows, columns])
+        if bias is not None:
+            y += bias[columns]
+        if relu:
+            rectify(out=y)
 
     parallel(work_on, pairwise(cuts))
     return out

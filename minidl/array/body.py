@@ -232,12 +232,15 @@ def _where(condition, a, b):
     if not numpy.ndim(condition) or size > 8:
         return numpy.where(condition, a, b)
     bits = f"i{size}"
-    chosen = condition.astype(bits)
-    numpy.negative(chosen, out=chosen)  # all ones where it is true
-    b = b.view(bits)
-    chosen &= a.view(bits) ^ b
-    chosen ^= b
-    return chosen.view(a.dtype)
+    chosen, a, b, dtype = condition.astype(bits), a.view(bits), b.view(bits), a.dtype
+    if not numpy.ndim(a) and a == 0:
+        chosen -= 1  # all ones where it is false
+        chosen &= b
+    else:
+        numpy.negative(chosen, out=chosen)  # all ones where it is true
+        chosen &= a ^ b
+        chosen ^= b
+    return chosen.view(dtype)
 
 
 _erf_of_one = numpy.frompyfunc(math.erf, 1, 1)

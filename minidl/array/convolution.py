@@ -20,7 +20,7 @@ from minidl.array import convolution_sweep as sweep
 from minidl.array import cudnn
 from minidl.array.casting import cast
 from minidl.array.device import array_module
-from minidl.array.rectifier import rectify
+from minidl.array.rectifier import rectify, rectify_gradient
 from minidl.array.windows import Array, Sizes, output_size
 
 
@@ -84,10 +84,9 @@ def conv_forward(
         return columns.forward(x, w, b, shape, *geometry, relu) if y is None else y
     bias = None if b is None else _wide(b)
     x, w, dtype = _wide(x), _wide(w), x.dtype
-    y = sweep.forward(x, w, bias, shape, *geometry)
+    y = sweep.forward(x, w, bias, shape, *geometry, relu=relu)
     if y is None:
-        y = cpu.forward(x, w, bias, shape, *geometry)
-    y = rectify(out=y) if relu else y
+        y = cpu.forward(x, w, bias, shape, *geometry, relu)
     return y if y.dtype == dtype else cast(y, dtype)
 
 
@@ -160,10 +159,17 @@ def conv_weight_gradient(
 
 def conv_bias_gradient(gy: Array) -> Array:
     """gb, the sum of gy (N, K, *out) over all but K."""
-    gb = None
-    if array_module(gy) is np:
-        gb = sweep.bias_gradient(gy)
-    return gy.sum((0, *range(2, gy.ndim))) if gb is None else gb
+    both = sweep.bias_gradient(gy) if array_module(gy) is np else None
+    return gy.sum((0, *range(2, gy.ndim))) if both is None else both[1]
+
+
+def conv_rectified_gradient(gy: Array, y: Array) -> tuple[Array, Array]:
+    """(g, gb): gy where y > 0 and 0 elsewhere, and that summed over all but K."""
+    both = sweep.bias_gradient(gy, y) if array_module(gy) is np else None
+    if both is None:
+        g = rectify_gradient(gy, y)
+        both = g, conv_bias_gradient(g)
+    return both
 
 
 def _is_half(array) -> bool:

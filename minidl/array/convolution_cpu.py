@@ -17,6 +17,7 @@ import numpy as np
 from minidl.array import window_loops
 from minidl.array.determinism import parts
 from minidl.array.memory import keep_freed
+from minidl.array.rectifier import rectify
 from minidl.array.threads import claim_blas, parallel
 from minidl.array.windows import taps
 
@@ -26,8 +27,8 @@ SERIAL_WORK = 1 << 22  # multiplications below which threads cost more than they
 SHIFT_CHANNELS = 48  # rows a product needs so that adding k of them up is cheap
 
 
-def forward(x, w, b, shape, stride, padding, dilation, groups):
-    """y = w * x + b for y of the given shape."""
+def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
+    """y = w * x + b, or max(0, that), for y of the given shape."""
     y = np.empty(shape, x.dtype)
     lowering = _Lowering(x, w.shape, shape[2:], stride, padding, dilation, groups)
     weights = lowering.split(w)
@@ -46,6 +47,8 @@ def forward(x, w, b, shape, stride, padding, dilation, groups):
                 total += np.matmul(weight, matrix, out=term)
             if bias is not None:
                 total += bias
+            if relu:
+                rectify(out=total)
             if not direct:
                 target[...] = _from_rows(total, target.shape)
 

@@ -42,27 +42,27 @@ PART_WORK = 1 << 20  # multiplications that are worth a part of their own
 TILE_CHANNELS, TILE_PIXELS = 16, 36  # from which 2 x 2 outputs at a time pay
 TILE_PARTS = 8  # each is almost twice as large
 _SIGNATURES = {  # how many addresses, how many numbers
-    "convolve": (7, 2),
+    "convolve": (7, 3),
     "weight_gradient": (6, 2),
-    "bias_gradient": (2, 4),
-    "winograd_convolve": (5, 1),
+    "bias_gradient": (4, 4),
+    "winograd_convolve": (5, 2),
     "winograd_weight_gradient": (4, 2),
 }
 DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
-def forward(x, w, b, shape, *geometry):
-    """y = w * x + b for y of the given shape."""
+def forward(x, w, b, shape, *geometry, relu=False):
+    """y = w * x + b, or max(0, that), for y of the given shape."""
     function = _function("convolve", x.dtype)
     if function is None or x.ndim > 4 or not prod(shape):
         return None
     y = np.empty(shape, x.dtype)
     if _winograd(x, w.shape, shape, *geometry):
         tiles = plans.tiles_of(x.shape, shape, geometry[1], False)
-        _convolve_tiles(tiles, x, w, b, y)
+        _convolve_tiles(tiles, x, w, b, y, relu)
         return y
     plan = plans.forward(x.shape, w.shape, shape[2:], *geometry, True)
-    _convolve(function, plan, x, w, b, y)
+    _convolve(function, plan, x, w, b, y, relu)
     return y
 
 
@@ -75,10 +75,10 @@ def input_gradient(gy, w, x_shape, *geometry):
     if _winograd(gy, w.shape, x_shape, *geometry):
         padding = tuple(2 - p for p in geometry[1])
         tiles = plans.tiles_of(gy.shape, tuple(x_shape), padding, True)
-        _convolve_tiles(tiles, gy, w, None, gx)
+        _convolve_tiles(tiles, gy, w, None, gx, False)
         return gx
     plan = plans.backward(gy.shape, w.shape, tuple(x_shape), *geometry)
-    _convolve(function, plan, gy, w, None, gx)
+    _convolve(function, plan, gy, w, None, gx, False)
     return gx
 
 
@@ -116,26 +116,29 @@ def _product(gy, x, gw) -> bool:
     return blas.sum_of_products(gy, x.swapaxes(1, 2), gw) is not None
 
 
-def bias_gradient(gy):
-    """The sum of gy (N, K, *out) over all but K."""
+def bias_gradient(gy, y=None):
+    """(g, gb): gy (N, K, *out), which is 0 where y is given and not above 0, and the
+    sum of that over all but K."""
     function = _function("bias_gradient", gy.dtype)
-    if function is None:
+    if function is None or (y is not None and y.dtype != gy.dtype):
         return None
     n, k, *out = gy.shape
     gy, gb = np.ascontiguousarray(gy), np.empty(k, gy.dtype)
+    g = gy if y is None else np.empty_like(gy)
+    y = None if y is None else np.ascontiguousarray(y)
     threads = get_num_threads() if gy.size > plans.SERIAL_WORK else 1
-    addresses = compiler.pointer(gy), compiler.pointer(gb)
+    addresses = [None if a is None else compiler.pointer(a) for a in (gy, y, g, gb)]
     function(*addresses, n, k, prod(out), threads)
-    return gb
+    return g, gb
 
 
-def _convolve(function, plan, x, w, b, y):
+def _convolve(function, plan, x, w, b, y, relu):
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     if b is not None:
         b = np.ascontiguousarray(b, x.dtype)
     addresses = [None if a is None else compiler.pointer(a) for a in (x, w, b, y)]
-    number = plan.number
-    function(*addresses, plan.images, plan.filters, plan.sweeps, number, plan.threads())
+    tables = plan.images, plan.filters, plan.sweeps
+    function(*addresses, *tables, plan.number, relu, plan.threads())
 
 
 def _winograd(x, w_shape, shape, stride, padding, dilation, groups):
@@ -151,12 +154,13 @@ def _winograd(x, w_shape, shape, stride, padding, dilation, groups):
     )
 
 
-def _convolve_tiles(tiles, x, w, b, y):
+def _convolve_tiles(tiles, x, w, b, y, relu):
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     if b is not None:
         b = np.ascontiguousarray(b, x.dtype)
     addresses = [None if a is None else compiler.pointer(a) for a in (x, w, b, y)]
-    _function("winograd_convolve", x.dtype)(*addresses, tiles, get_num_threads())
+    function = _function("winograd_convolve", x.dtype)
+    function(*addresses, tiles, relu, get_num_threads())
 
 
 @cache

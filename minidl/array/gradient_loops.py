@@ -95,9 +95,9 @@ template <class T> static void weight_gradient(
     }
 }
 
-// gb = sum of gy over images and positions
-template <class T> static void bias_gradient(
-    const T* gy, T* gb, I n, I filters, I positions, I threads
+// gb = sum of gy over images and positions; MASKED, of g = gy where y > 0, or 0
+template <class T, bool MASKED> static void bias_gradient(
+    const T* gy, const T* y, T* g, T* gb, I n, I filters, I positions, I threads
 ) {
     typedef typename Vector<T>::type V;
     const int size = Vector<T>::size;
@@ -105,18 +105,31 @@ template <class T> static void bias_gradient(
     for (I k = 0; k < filters; ++k) {
         double total = 0;
         for (I i = 0; i < n; ++i) {
-            const T* from = gy + (i * filters + k) * positions;
-            V sum[2] = {};
+            const I at = (i * filters + k) * positions;
+            const T *from = gy + at, *made = y + at;
+            T* to = g + at;
+            V sum[2] = {}, none = {};
             T rest = 0;
             I q = 0;
             for (; q + 2 * size <= positions; q += 2 * size)
                 for (int v = 0; v < 2; ++v) {
                     // the same place in the next image
-                    __builtin_prefetch(from + q + v * size + filters * positions);
-                    sum[v] += *(const V*)(from + q + v * size);
+                    const I here = q + v * size, next = here + filters * positions;
+                    __builtin_prefetch(from + next);
+                    V term = *(const V*)(from + here);
+                    if (MASKED) {
+                        __builtin_prefetch(made + next);
+                        term = *(const V*)(made + here) <= none ? none : term;
+                        *(V*)(to + here) = term;
+                    }
+                    sum[v] += term;
                 }
             sum[0] += sum[1];
-            for (; q < positions; ++q) rest += from[q];
+            for (; q < positions; ++q) {
+                const T term = MASKED && made[q] <= 0 ? 0 : from[q];
+                if (MASKED) to[q] = term;
+                rest += term;
+            }
             for (int v = 0; v < size; ++v) rest += sum[0][v];
             total += rest;
         }
@@ -125,8 +138,10 @@ template <class T> static void bias_gradient(
 }
 
 #define FOR(T) extern "C" { \
-    void bias_gradient_##T(const T* gy, T* gb, I n, I filters, I positions, \
-        I threads) { bias_gradient<T>(gy, gb, n, filters, positions, threads); } \
+    void bias_gradient_##T(const T* gy, const T* y, T* g, T* gb, I n, I filters, \
+        I positions, I threads) { \
+        if (y) bias_gradient<T, true>(gy, y, g, gb, n, filters, positions, threads); \
+        else bias_gradient<T, false>(gy, y, g, gb, n, filters, positions, threads); } \
     void weight_gradient_##T(const T* x, const T* gy, T* gw, const Images* s, \
         const Filters* f, const Sweep* sweeps, I parts, I threads) { \
         weight_gradient<T>(x, gy, gw, *s, *f, sweeps, parts, threads); } }

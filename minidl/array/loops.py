@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from math import prod
 
 import numpy
 
@@ -99,25 +100,38 @@ class NumpyLoop:
         self.first = len(dtypes) - len(body.outputs)
 
     def __call__(self, size, arrays, values):
+        self._run(_parts((size,)), [array.reshape(-1) for array in arrays], values)
+
+    def strided(self, geometry, arrays, values) -> bool:
+        """Run over arrays of one shape as they lie."""
+        self._run(_parts(arrays[-1].shape), arrays, values)
+        return True
+
+    def _run(self, parts, arrays, values):
         T = self.T
-        arrays = [array.reshape(-1) for array in arrays]
         values = [T.type(v.item() if hasattr(v, "item") else v) for v in values]
 
-        def run(starts):
-            for start in starts:
-                part = slice(start, start + CHUNK)
+        def run(parts):
+            for part in parts:
                 chunks = [array[part].astype(T, copy=False) for array in arrays]
                 index = None
                 if self.uses_index:
+                    start = part[0].start
                     index = numpy.arange(start, start + len(chunks[-1])).astype(T)
                 results = self.function(*chunks, *values, index)
                 for array, result in zip(arrays[self.first :], results, strict=True):
                     array[part] = result
 
-        starts, threads = range(0, size, CHUNK), get_num_threads()
+        threads = get_num_threads()
         with numpy.errstate(all="ignore"):
-            parallel(run, [starts[i::threads] for i in range(threads)])
+            parallel(run, [parts[i::threads] for i in range(threads)])
 
-    def strided(self, geometry, arrays, values) -> bool:
-        """Cannot: copies are made contiguous for it."""
-        return False
+
+def _parts(shape) -> list:
+    """Indices of parts of at most CHUNK elements where that can be."""
+    axis = 0
+    while axis < len(shape) - 1 and prod(shape[axis + 1 :]) > CHUNK:
+        axis += 1
+    step = max(1, CHUNK // max(1, prod(shape[axis + 1 :])))
+    slices = [slice(start, start + step) for start in range(0, shape[axis], step)]
+    return [(*first, part) for first in numpy.ndindex(shape[:axis]) for part in slices]

@@ -5,6 +5,7 @@ import numpy
 from . import blas, cublas
 from .casting import cast
 from .device import Array, array_module
+from .rectifier import rectify
 
 
 def matmul(
@@ -38,11 +39,13 @@ def matmul(
     return a @ b if out is None else xp.matmul(a, b, out=out)
 
 
-def linear(x: Array, w: Array, b: Array | None = None) -> Array:
-    """x w^T + b for matrices x (n, in) and w (out, in), and b (out)."""
-    y = blas.product(x, w.T, None, b) if array_module(x) is numpy else None
+def linear(x: Array, w: Array, b: Array | None = None, relu: bool = False) -> Array:
+    """x w^T + b, or max(0, that), for matrices x (n, in) and w (out, in), b (out)."""
+    y = blas.product(x, w.T, None, b, relu) if array_module(x) is numpy else None
     if y is None:
         y = matmul(x, w.T)
         if b is not None:
             y += b
+        if relu:
+            rectify(out=y)
     return y

@@ -8,9 +8,9 @@ High-Performance Matrix Multiplication", 2008.
 """
 
 SOURCE = r"""
-// c (m, n) = sum over `stacks` of a (m, k) b (k, n), + bias for each column; strides
-// from one stack, row and column to the next
-struct Product { I stacks, m, n, k, as, ar, ac, bs, br, bc; };
+// c (m, n) = sum over `stacks` of a (m, k) b (k, n), + bias for each column, then ReLU
+// if there is one; strides from one stack, row and column to the next
+struct Product { I stacks, m, n, k, as, ar, ac, bs, br, bc, relu; };
 enum { TERMS = 512, ROWS = 8 * FILTERS };  // packed at a time; of a thread's unit
 enum { SLAB = 2048 };                      // rows packed at a time, at most
 template <class T> struct Group {  // rows that are packed together
@@ -60,14 +60,15 @@ template <class T> static void pack_columns(
     }
 }
 
-// Rows of a block from `made` to c, or added to it.
+// Rows of a block from `made` to c, or added to it; `low` as in `above`.
 template <class T> static void put(
-    const T* made, T* c, I n, I rows, I width, const T* bias, bool first
+    const T* made, T* c, I n, I rows, I width, const T* bias, T low, bool first
 ) {
     for (I i = 0; i < rows; ++i, c += n, made += WIDE * Vector<T>::size) {
-        if (!first) for (I j = 0; j < width; ++j) c[j] += made[j];
-        else if (bias) for (I j = 0; j < width; ++j) c[j] = made[j] + bias[j];
-        else copy(made, c, width);
+        if (!first) for (I j = 0; j < width; ++j) c[j] = above(c[j] + made[j], low);
+        else if (bias)
+            for (I j = 0; j < width; ++j) c[j] = above(made[j] + bias[j], low);
+        else for (I j = 0; j < width; ++j) c[j] = above(made[j], low);
     }
 }
 
@@ -91,6 +92,7 @@ template <class T> static void multiply_slab(
     for (I part = 0; part < parts; ++part) {
         const I from = total * part / parts, stop = total * (part + 1) / parts;
         const I terms = stop - from;
+        const T low = lowest<T>(s.relu && part == parts - 1);
         #pragma omp for schedule(static) nowait
         for (I i = 0; i < groups; ++i)
             pack_rows(a, s, i, from, stop, left + i * group * terms);
@@ -121,7 +123,7 @@ template <class T> static void multiply_slab(
                 else TILE(1);
                 put(made, c + r * s.n + at * size, s.n, rows,
                     std::min(s.n - at * size, wide * size),
-                    bias ? bias + at * size : bias, part == 0);
+                    bias ? bias + at * size : bias, low, part == 0);
             }
         }
     }

@@ -8,6 +8,7 @@ SOURCE = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 typedef int64_t I;
@@ -51,6 +52,12 @@ template <class T> static T* workspace(int which, I count) {
     std::vector<char>& room = kept[which];
     if (I(room.size()) < count * I(sizeof(T)) + 64) room.resize(count * sizeof(T) + 64);
     return (T*)((uintptr_t(room.data()) + 63) / 64 * 64);
+}
+
+// Outputs end as `above(y, low)`: with ReLU low is 0, otherwise there is none below.
+template <class V> static inline V above(V x, V low) { return x <= low ? low : x; }
+template <class T> static inline T lowest(I relu) {
+    return relu ? T(0) : -std::numeric_limits<T>::infinity();
 }
 
 // A sweep makes outputs (row, column) of `rows` x `columns`, which go to (row0 + row *

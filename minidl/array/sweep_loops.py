@@ -61,16 +61,19 @@ static void arrange(const T* w, T* panel, const Filters& f, const Sweep& s) {
         *panel++ = i < f.out ? w[i * f.of_out + c * f.of_in + s.tap[t] * f.of_tap] : 0;
 }
 
-// to = from + b in vectors, of which the last may overlap the one before
-template <class T, int SIZE> static inline void add(const T* from, T* to, I m, T b) {
+// to = above(from + b, low) in vectors, of which the last may overlap the one before
+template <class T, int SIZE>
+static inline void add(const T* from, T* to, I m, T b, T low) {
     typedef T V __attribute__((vector_size(SIZE * sizeof(T)), aligned(alignof(T))));
-    for (I j = 0; j + SIZE < m; j += SIZE) *(V*)(to + j) = *(const V*)(from + j) + b;
-    *(V*)(to + m - SIZE) = *(const V*)(from + m - SIZE) + b;
+    const V none = V{} + low;
+    for (I j = 0; j + SIZE < m; j += SIZE)
+        *(V*)(to + j) = above(*(const V*)(from + j) + b, none);
+    *(V*)(to + m - SIZE) = above(*(const V*)(from + m - SIZE) + b, none);
 }
 
 // Copy positions [at, stop) of a tile to the outputs that they are.
 template <class T> static void leave(
-    const T* from, T* y, I count, I at, I stop, const T* bias, const Filters& f,
+    const T* from, T* y, I count, I at, I stop, const T* bias, T low, const Filters& f,
     const Sweep& s
 ) {
     const int size = Vector<T>::size;
@@ -83,18 +86,20 @@ template <class T> static void leave(
         for (I k = 0; k < count; ++k, target += f.rows * f.columns) {
             const T* source = from + k * WIDE * size + first - at;
             T b = bias ? bias[k] : 0;
-            if (s.column_step == 1 && m >= size) add<T, size>(source, target, m, b);
+            if (s.column_step == 1 && m >= size)
+                add<T, size>(source, target, m, b, low);
             else if (s.column_step == 1 && m >= size / 2)
-                add<T, size / 2>(source, target, m, b);
-            else for (I j = 0; j < m; ++j) target[j * s.column_step] = source[j] + b;
+                add<T, size / 2>(source, target, m, b, low);
+            else for (I j = 0; j < m; ++j)
+                target[j * s.column_step] = above(source[j] + b, low);
         }
     }
 }
 
 // One sweep over one group of one image, filters [first, last).
 template <class T> static void sweep(
-    const T* x, const T* panel, const T* bias, T* y, I first, I last, I plane,
-    const Filters& f, const Sweep& s
+    const T* x, const T* panel, const T* bias, T low, T* y, I first, I last,
+    I plane, const Filters& f, const Sweep& s
 ) {
     const I size = Vector<T>::size, half = FILTERS / 2;
     const I end = (s.rows - 1) * s.line + s.columns, vectors = (end + size - 1) / size;
@@ -118,7 +123,7 @@ template <class T> static void sweep(
                 else TILE(FILTERS / 2, 1);
             }
             leave(made, y + k * f.rows * f.columns, count, at, stop,
-                  bias ? bias + k : bias, f, s);
+                  bias ? bias + k : bias, low, f, s);
         }
     }
 }
@@ -126,7 +131,7 @@ template <class T> static void sweep(
 // y = all sweeps over x: a convolution, or the gradient of one's input.
 template <class T> static void convolve(
     const T* x, const T* w, const T* bias, T* y, const Images& s, const Filters& f,
-    const Sweep* sweeps, I number, I threads
+    const Sweep* sweeps, I number, I relu, I threads
 ) {
     const I blocks = (f.out + FILTERS - 1) / FILTERS, filters = blocks * FILTERS;
     std::vector<I> begin(number * f.groups + 1);
@@ -154,7 +159,7 @@ template <class T> static void convolve(
             for (I g = 0; g < f.groups; ++g)
                 for (I i = 0; i < number; ++i)
                     sweep(from + g * f.in * plane, panel + begin[g * number + i],
-                          bias ? bias + g * f.out : bias,
+                          bias ? bias + g * f.out : bias, lowest<T>(relu),
                           y + (n * f.groups + g) * f.out * f.rows * f.columns,
                           first, last, plane, f, sweeps[i]);
         }
@@ -163,8 +168,8 @@ template <class T> static void convolve(
 
 #define FOR(T) extern "C" void convolve_##T( \
     const T* x, const T* w, const T* b, T* y, const Images* s, const Filters* f, \
-    const Sweep* sweeps, I number, I threads \
-) { convolve<T>(x, w, b, y, *s, *f, sweeps, number, threads); }
+    const Sweep* sweeps, I number, I relu, I threads \
+) { convolve<T>(x, w, b, y, *s, *f, sweeps, number, relu, threads); }
 FOR(float)
 FOR(double)
 #undef FOR

@@ -88,8 +88,11 @@ static void arrange_tiles(const float* w, float* panel, I k, const Tiles& s) {
     }
 }
 
-// A^T m A + bias of one filter's tiles [at, stop); m[product][FILTERS][BLOCK]
-static void finish(const float* m, float bias, float* y, I at, I stop, const Tiles& s) {
+// above(A^T m A + bias, low) of one filter's tiles [at, stop);
+// m[product][FILTERS][BLOCK]
+static void finish(
+    const float* m, float bias, F low, float* y, I at, I stop, const Tiles& s
+) {
     float pixels[2][2 * BLOCK];
     const I apart = 4 * FILTERS * BLOCK;
     for (I v = 0; v < stop - at; v += LANES) {
@@ -101,8 +104,9 @@ static void finish(const float* m, float bias, float* y, I at, I stop, const Til
             t[1][j] = m1 - m2 - *(const F*)(p + 3 * apart);
         }
         for (int a = 0; a < 2; ++a)
-            interleave<float>(t[a][0] + t[a][1] + t[a][2] + bias,
-                              t[a][1] - t[a][2] - t[a][3] + bias, pixels[a] + 2 * v);
+            interleave<float>(above(t[a][0] + t[a][1] + t[a][2] + bias, low),
+                              above(t[a][1] - t[a][2] - t[a][3] + bias, low),
+                              pixels[a] + 2 * v);
     }
     I row = at / s.across, column = at - row * s.across;
     for (I i = at; i < stop;) {
@@ -128,9 +132,10 @@ struct Space {  // a thread's memory: planes, a padded channel, and `more`
 
 extern "C" void winograd_convolve(
     const float* x, const float* w, const float* bias, float* y, const Tiles* tiles,
-    I threads
+    I relu, I threads
 ) {
     const Tiles& s = *tiles;
+    const F low = F{} + lowest<float>(relu);
     const I blocks = (s.out + FILTERS - 1) / FILTERS, panel = 16 * s.in * FILTERS;
     const I total = s.down * s.across, number = (total + BLOCK - 1) / BLOCK;
     const I cuts = s.n < threads ? std::min(number, threads) : 1;
@@ -168,7 +173,7 @@ extern "C" void winograd_convolve(
                         else TILES(1);
                     }
                     for (I j = 0; j < FILTERS && k + j < s.out; ++j)
-                        finish(made + j * BLOCK, bias ? bias[k + j] : 0,
+                        finish(made + j * BLOCK, bias ? bias[k + j] : 0, low,
                                y + (n * s.out + k + j) * s.high * s.wide, at * LANES,
                                stop, s);
                 }

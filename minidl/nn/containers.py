@@ -2,13 +2,14 @@
 
 from minidl.nn.activation import ReLU
 from minidl.nn.convolution import Conv
+from minidl.nn.layers import Linear
 from minidl.nn.module import Module
 
 
 class Sequential(Module):
     """Modules one after the other; a dict gives them names.
 
-    A convolution with a ReLU after it computes both at once.
+    A linear layer or a convolution with a ReLU after it computes both at once.
     """
 
     def __init__(self, *modules):
@@ -21,19 +22,19 @@ class Sequential(Module):
             self.register_module(name, module)
 
     def forward(self, input):
-        convolution = None  # one that waits for the module after it
+        waiting = None  # a layer that may compute the module after it too
         for module in self.children():
-            if convolution is not None:
+            if waiting is not None:
                 relu = type(module) is ReLU
-                input = convolution(input, relu=relu)
-                convolution = None
+                input = waiting(input, relu=relu)
+                waiting = None
                 if relu:
                     continue
-            if type(module).forward is Conv.forward:
-                convolution = module
+            if type(module).forward in (Conv.forward, Linear.forward):
+                waiting = module
             else:
                 input = module(input)
-        return input if convolution is None else convolution(input)
+        return input if waiting is None else waiting(input)
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -3,10 +3,10 @@
 from math import sqrt
 
 from minidl.array.random import empty
-from minidl.nn import functional as F
 from minidl.nn import init
 from minidl.nn.module import Module
 from minidl.nn.parameter import Parameter
+from minidl.ops.linear import affine
 
 
 def weight_and_bias(layer: Module, shape, outputs: int, bias, device, dtype) -> None:
@@ -30,8 +30,9 @@ class Linear(Module):
         shape = (out_features, in_features)
         weight_and_bias(self, shape, out_features, bias, device, dtype)
 
-    def forward(self, input):
-        return F.linear(input, self.weight, self.bias)
+    def forward(self, input, relu: bool = False):
+        """The layer's output, or, with `relu`, max(0, that) in one."""
+        return affine(input, self.weight, self.bias, relu)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

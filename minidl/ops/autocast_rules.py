@@ -29,8 +29,8 @@ from minidl.ops import (
 from minidl.ops.autocast import casting, full, low, refused, widest
 
 RULES = [  # where, the functions, the rule on a CPU, on a GPU
-    (linear, "linear matmul mm bmm addmm baddbmm", low, low),
-    (conv, "conv1d conv2d conv3d", low, low),
+    (linear, "linear affine matmul mm bmm addmm baddbmm", low, low),
+    (conv, "conv conv1d conv2d conv3d", low, low),
     (
         conv_transpose,
         "conv_transpose1d conv_transpose2d conv_transpose3d",

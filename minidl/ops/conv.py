@@ -25,15 +25,17 @@ class Conv(Op):
 
     def backward(self, g):
         x, w, y = self.saved_tensors
-        if y is not None:
-            g = relu_gradient(g, y)
         gx = gw = gb = None
+        if y is not None and self.edges[2] is not None:
+            g, gb = Rectified.apply(g, y)
+        elif y is not None:
+            g = relu_gradient(g, y)
         if w is not None:
             gx = ConvInput.apply(g, w, None, self.x_shape, self.settings)
         if x is not None:
             out = self.gradient_buffer(1)
             gw = ConvWeight.apply(g, x, self.w_shape, self.settings, out)
-        if self.edges[2] is not None:
+        if self.edges[2] is not None and gb is None:
             gb = SumToChannels.apply(g)
         return gx, gw, gb
 
@@ -83,6 +85,23 @@ class ConvWeight(Op):
         return ggy, gx
 
 
+class Rectified(Op):
+    """g where y > 0, 0 elsewhere, and the sum of that over all but the channels."""
+
+    materialize_grads = False
+
+    def forward(self, g, y):
+        self.save_for_backward(y)
+        return raw.conv_rectified_gradient(g, y)
+
+    def backward(self, ggy, ggb):
+        (y,) = self.saved_tensors
+        if ggb is not None:
+            spread = BroadcastTo.apply(column(ggb, y.ndim), y.shape)
+            ggy = spread if ggy is None else ggy + spread
+        return None if ggy is None else relu_gradient(ggy, y)
+
+
 class SumToChannels(Op):
     """(N, C, *size) -> (C)"""
 
@@ -91,8 +110,12 @@ class SumToChannels(Op):
         return raw.conv_bias_gradient(g)
 
     def backward(self, g):
-        column = g.reshape(-1, *(1,) * (len(self.shape) - 2))
-        return BroadcastTo.apply(column, self.shape)
+        return BroadcastTo.apply(column(g, len(self.shape)), self.shape)
+
+
+def column(b: Tensor, ndim: int) -> Tensor:
+    """(C) as it broadcasts to (N, C, *size)."""
+    return b.reshape(-1, *(1,) * (ndim - 2))
 
 
 def check_operands(name: str, n: int, input: Tensor, weight: Tensor, bias) -> None:

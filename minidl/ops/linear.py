@@ -7,6 +7,7 @@ from minidl.array import matmul as raw
 from minidl.array.dtypes import DEFAULT_FLOAT
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
+from minidl.ops.activation import relu, relu_gradient
 from minidl.ops.arithmetic import add, mul
 from minidl.ops.operands import as_tensor
 from minidl.ops.shape import Reshape, expand, matrix_transpose, t, unsqueeze
@@ -29,17 +30,21 @@ class MatMul(Op):
 
 
 class Linear(Op):
-    """Y = X W^T + b, for X (N, in), W (out, in), b (out)."""
+    """Y = X W^T + b, for X (N, in), W (out, in), b (out); with relu, max(0, Y)."""
 
-    def forward(self, x, w, b):
+    def forward(self, x, w, b, relu=False):
+        y = raw.linear(x, w, b, relu)
         self.save_for_backward(
             x if self.edges[1] is not None else None,
             w if self.edges[0] is not None else None,
+            y if relu else None,
         )
-        return raw.linear(x, w, b)
+        return y
 
     def backward(self, g):
-        x, w = self.saved_tensors
+        x, w, y = self.saved_tensors
+        if y is not None:
+            g = relu_gradient(g, y)
         return (
             None if w is None else MatMul.apply(g, w),
             None if x is None else product(self, 1, matrix_transpose(g), x),
@@ -173,6 +178,11 @@ def combined(input: Tensor, y: Tensor, beta, alpha) -> Tensor:
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input W^T + b, for input (*, in_features), weight (out_features, in_features)."""
+    return affine(input, weight, bias)
+
+
+def affine(input, weight, bias, rectified: bool = False) -> Tensor:
+    """`linear`, or max(0, that) in one operation."""
     if not isinstance(input, Tensor):
         raise TypeError(f"linear takes a Tensor, got {type(input).__name__}")
     if input.ndim == 0 or input.shape[-1] != weight.shape[-1]:
@@ -187,9 +197,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     if weight.ndim == 1:
         y = matmul(input, weight)
-        return y if bias is None else add(y, bias)
+        y = y if bias is None else add(y, bias)
+        return relu(y) if rectified else y
     if input.ndim == 2:
-        return Linear.apply(input, weight, bias)
+        return Linear.apply(input, weight, bias, rectified)
     *shape, width = input.shape
-    y = Linear.apply(Reshape.apply(input, (prod(shape), width)), weight, bias)
+    rows = Reshape.apply(input, (prod(shape), width))
+    y = Linear.apply(rows, weight, bias, rectified)
     return Reshape.apply(y, (*shape, weight.shape[0]))
