@@ -64,11 +64,18 @@ template <class T> static void pack_columns(
 template <class T> static void put(
     const T* made, T* c, I n, I rows, I width, const T* bias, T low, bool first
 ) {
-    for (I i = 0; i < rows; ++i, c += n, made += WIDE * Vector<T>::size) {
-        if (!first) for (I j = 0; j < width; ++j) c[j] = above(c[j] + made[j], low);
-        else if (bias)
-            for (I j = 0; j < width; ++j) c[j] = above(made[j] + bias[j], low);
-        else for (I j = 0; j < width; ++j) c[j] = above(made[j], low);
+    typedef typename Vector<T>::type V;
+    const int size = Vector<T>::size;
+    const V none = V{} + low;
+    for (I i = 0; i < rows; ++i, c += n, made += WIDE * size) {
+        const T* more = first ? bias : c;
+        I j = 0;
+        for (; j + size <= width; j += size) {
+            V sum = *(const V*)(made + j);
+            if (more) sum += *(const V*)(more + j);
+            *(V*)(c + j) = above(sum, none);
+        }
+        for (; j < width; ++j) c[j] = above(more ? made[j] + more[j] : made[j], low);
     }
 }
 
