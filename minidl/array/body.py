@@ -228,11 +228,10 @@ class Body:
 
 def _where(condition, a, b):
     """np.where for one type, by its bits: np.where branches, at six times the cost."""
-    size = a.dtype.itemsize
-    if not numpy.ndim(condition) or size > 8:
+    dtype, bits = a.dtype, f"i{a.itemsize}"
+    if not numpy.ndim(condition) or a.itemsize > 8:
         return numpy.where(condition, a, b)
-    bits = f"i{size}"
-    chosen, a, b, dtype = condition.astype(bits), a.view(bits), b.view(bits), a.dtype
+    chosen, a, b = condition.astype(bits), a.view(bits), b.view(bits)
     if not numpy.ndim(a) and a == 0:
         chosen -= 1  # all ones where it is false
         chosen &= b
