@@ -15,7 +15,7 @@ from .cuda_source import (
     blocks,
     contiguous,
     empty,
-    module,
+    function,
     types_of,
 )
 from .device import Array
@@ -47,9 +47,9 @@ class Channels:
 
     def launch(self, name: str, arrays: tuple, *rest) -> None:
         """Run the kernel, which takes the arrays, the sizes and the rest."""
-        function = module(SOURCE, self.types, self.numbers).get_function(name)
+        kernel = function(SOURCE, self.types, self.numbers, name)
         args = (*arrays, *self.sizes, *rest)
-        function((self.across, self.shares), (BLOCK,), args)
+        kernel((self.across, self.shares), (BLOCK,), args)
 
     def partial(self, numbers: int) -> Array:
         """Memory for so many numbers of each channel's shares."""

@@ -7,7 +7,7 @@ twice, and sums have the order of `pooling`, the last window first.
 import numpy
 
 from .cuda_layout import in_memory, like_that, made, usual
-from .cuda_source import blocks, module, types_of
+from .cuda_source import blocks, function, types_of
 from .device import Array, on_gpu
 
 BLOCK = 256  # threads
@@ -200,9 +200,8 @@ def _launch(name, arrays, result, sides, last: bool, window, *rest) -> None:
         size = side.shape[1:-1] if last else side.shape[2:]
         sizes += [1] * (3 - len(size)) + list(size)
     channels = result.shape[-1] if last else 1
-    function = module(_SOURCE, types, numbers).get_function(name)
     args = map(integer, (result.size, channels, *sizes))
-    function(
+    function(_SOURCE, types, numbers, name)(
         (blocks(result.size, BLOCK),),
         (BLOCK,),
         (*arrays, *args, *map(numpy.int32, rest)),

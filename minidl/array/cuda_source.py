@@ -26,7 +26,6 @@ C_TYPE = {
 if bfloat16 is not None:
     C_TYPE[numpy.dtype(bfloat16)] = "bfloat16"
 
-FLUSH = ("-ftz=true",)  # as in every cupy.ElementwiseKernel: one result in any layout
 VECTOR = """
 template <class S, int N>
 struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Vector { S at[N]; };
@@ -50,10 +49,12 @@ def source_of(source: str, types: tuple, numbers: tuple) -> str:
 
 
 @cache
-def module(source: str, types: tuple, numbers: tuple):
-    """That source, compiled."""
-    code = source_of(source, types, numbers)
-    return cupy_module().RawModule(code=code, options=FLUSH)
+def function(source: str, types: tuple, numbers: tuple, name: str):
+    """The kernel of that name in the source; compiled when launched.
+
+    CuPy flushes denormal numbers to zero in every kernel, in this one too.
+    """
+    return cupy_module().RawKernel(source_of(source, types, numbers), name)
 
 
 def aligned(*arrays) -> bool:

@@ -6,7 +6,7 @@ rows, a block for long ones. What it adds up it adds in the same order each time
 
 from math import prod
 
-from .cuda_source import VECTOR, aligned, blocks, module, types_of
+from .cuda_source import VECTOR, aligned, blocks, function, types_of
 from .device import Array
 
 BLOCK = 256  # threads, where a team has no more
@@ -68,11 +68,11 @@ def launch(source, name, rows, length, inner, arrays, rest=(), types=()) -> None
     team, vector = team_of(length, inner, arrays)
     types = (*types_of(arrays[0]), *types)
     numbers = (("TEAM", team), ("VECTOR", vector))
-    function = module(SOURCE + source, types, numbers).get_function(name)
+    kernel = function(SOURCE + source, types, numbers, name)
     block = max(BLOCK, team)
     integer = types[2][1].type
     sizes = map(integer, (rows, length, inner))
-    function((blocks(rows * team, block),), (block,), (*arrays, *sizes, *rest))
+    kernel((blocks(rows * team, block),), (block,), (*arrays, *sizes, *rest))
 
 
 def team_of(length: int, inner: int, arrays) -> tuple[int, int]:

@@ -4,7 +4,15 @@ import numpy
 
 from . import random
 from .body import PREAMBLE
-from .cuda_source import VECTOR, aligned, blocks, contiguous, empty, module, wide_type
+from .cuda_source import (
+    VECTOR,
+    aligned,
+    blocks,
+    contiguous,
+    empty,
+    function,
+    wide_type,
+)
 from .device import Array, device_of, on_gpu
 from .kernel import Kernel
 
@@ -72,9 +80,7 @@ def dropout(x: Array, p: float) -> tuple[Array, Array]:
         width = 16 // x.dtype.itemsize if aligned(x) else 1
         types = ("S", x.dtype), ("T", wide_type(x.dtype))
         how = _ON_DEVICE if on_device else _NUMBER
-        function = module(_SOURCE, types, (("WIDTH", width), *how))
+        kernel = function(_SOURCE, types, (("WIDTH", width), *how), "dropout")
         rest = (numpy.uint64(numbers["start"]), numpy.uint64(threshold), scale, x.size)
-        function.get_function("dropout")(
-            (blocks(x.size, BLOCK * width),), (BLOCK,), (x, y, mask, *drawn, *rest)
-        )
+        kernel((blocks(x.size, BLOCK * width),), (BLOCK,), (x, y, mask, *drawn, *rest))
     return y, mask
