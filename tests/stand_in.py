@@ -247,6 +247,7 @@ def _switch(available, other) -> None:
                         value.cache_clear()
     for kernel in Kernel.registry.values():
         kernel.launches.clear()
+        kernel.again.clear()
 
 
 if __name__ == "__main__":  # python stand_in.py -m module arguments | script arguments

@@ -95,6 +95,43 @@ def test_layouts(stand_in):
     del Kernel.registry["test_square"]
 
 
+def test_a_second_launch_is_the_first_with_other_arrays(stand_in):
+    cupy = stand_in.cupy
+    add = Kernel("test_add", "x y", "z", "a", "z = x + a * y;")
+    make = numpy.random.default_rng(0).normal
+    one, other = (make(size=20).astype("float32") for _ in "xy")
+    x, y = cupy.asarray(one), cupy.asarray(other)
+    for a in (2.0, 3.0, 4, numpy.float32(5), cupy.full((), 6.0)):
+        for _ in range(2):
+            assert numpy.allclose(add(x, y, a=a).get(), one + float(a) * other)
+    assert len(add.launches) == 2 and len(add.again) == 4
+    stand_in.reset()
+    assert add(x, y, out=x, a=1.0) is x and stand_in.launches == ["minidl_test_add"]
+    assert numpy.allclose(x.get(), one + other)
+    whole = cupy.asarray(one)  # an input that overlaps the output is read first
+    add(whole[:16], whole[:16], out=whole[4:], a=1.0)
+    assert numpy.allclose(whole.get()[4:], 2 * one[:16])
+    add(whole[1:17], whole[1:17], out=whole[:16], a=1.0)  # no multiple of 16 bytes
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        add(x, y[:7], a=1.0)
+    with pytest.raises(ValueError, match="one element"):
+        add(x, y, a=cupy.ones(2))
+    assert add(x[:5], y[:1], a=1.0).shape == (5,)
+    both = Kernel("test_both", "x", "y z", body="y = x; z = x;")
+    both(x, out=(y, whole))
+    with pytest.raises(ValueError, match="two outputs share memory"):
+        both(x, out=(y, y))
+    del Kernel.registry["test_add"], Kernel.registry["test_both"]
+
+
+def test_one_element_needs_no_alignment(stand_in):
+    twice = Kernel("test_twice", "x", "y", body="y = 2 * x;")
+    x = stand_in.cupy.asarray(numpy.arange(4.0))
+    assert twice(x[1:2]).get() == [2.0]
+    assert {type(launch).__name__ for launch in twice.launches.values()} == {"function"}
+    del Kernel.registry["test_twice"]
+
+
 def test_random_words_are_those_of_the_cpu(stand_in):
     for size in (1, 7, 4096, 5001):
         got = random.uniform((size,), device="cuda", generator=random.Generator(3))

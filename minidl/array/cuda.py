@@ -48,6 +48,7 @@ def run(kernel, inputs, outs, values) -> tuple:
             inputs = [x.transpose(order) for x in inputs]
             outs = [out if out is None else out.transpose(order) for out in outs]
             shape = tuple(shape[axis] for axis in order)
+        plan = _types(cupy.ndarray, [*inputs, *outs], values)
         outs = _made(outs, shape, dtypes, kernel.outputs)
         key = (T, *dtypes.values(), *scalars.values())
         if key not in kernel.launches:
@@ -55,8 +56,62 @@ def run(kernel, inputs, outs, values) -> tuple:
                 kernel, T, dtypes, scalars, OPTIONS
             )
         kernel.launches[key]([*inputs, *outs], values)
+        kernel.again[plan] = kernel.launches[key], dtypes
         back = numpy.argsort(order).tolist()
         return tuple([out.transpose(back) for out in outs]) if order else outs
+
+
+def run_again(kernel, inputs, outs, values) -> tuple | None:
+    """The same in less of the host's time, for types that have been launched before.
+
+    None where arrays are not of one shape, contiguous, aligned, apart and on the
+    current device: `run` sees to those.
+    """
+    cupy = cupy_module()
+    plan = kernel.again.get(_types(cupy.ndarray, [*inputs, *outs], values))
+    if plan is None:
+        return None
+    present = [out for out in outs if out is not None]
+    spans, devices = [], {cupy.cuda.runtime.getDevice()}
+    arrays = [*present, *inputs]
+    shape = arrays[0].shape
+    for array in arrays:
+        data = array.data
+        start = data.ptr
+        spans.append((start, start + array.nbytes))
+        devices.add(data.device_id)
+        if array.shape != shape or not array.flags.c_contiguous:
+            return None
+        if start % 16 and array.size > 1:
+            return None
+    for value in values:
+        if isinstance(value, cupy.ndarray):
+            devices.add(value.data.device_id)
+            if value.size != 1:
+                return None
+    if len(devices) > 1 or not _apart(spans, len(present)):
+        return None
+    launch, dtypes = plan
+    outs = _made(outs, shape, dtypes, kernel.outputs)
+    launch([*inputs, *outs], values)
+    return outs
+
+
+def _types(ndarray, arrays, values) -> tuple:
+    """The types of a call's arguments."""
+    return tuple(
+        [x.dtype if isinstance(x, ndarray) else type(x) for x in (*arrays, *values)]
+    )
+
+
+def _apart(spans: list[tuple[int, int]], outputs: int) -> bool:
+    """Whether the outputs, which are the first, share no memory but with themselves."""
+    for k, (low, high) in enumerate(spans[:outputs]):
+        for n, (start, end) in enumerate(spans[k + 1 :], k + 1):
+            if start < high and low < end:
+                if n < outputs or (start, end) != (low, high):
+                    return False
+    return True
 
 
 def _made(outs, shape, dtypes, names) -> tuple:

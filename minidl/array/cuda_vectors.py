@@ -4,7 +4,7 @@ import numpy
 
 from . import layout
 from .body import PREAMBLE
-from .cuda_source import C_TYPE, FLUSH, VECTOR, aligned, blocks, headers
+from .cuda_source import C_TYPE, VECTOR, aligned, blocks, headers
 from .device import cupy_module
 
 BLOCK = 256  # threads
@@ -37,9 +37,12 @@ def order(arrays, shape, in_place: bool) -> tuple[int, ...] | None:
     """The order of axes in which all arrays are contiguous, () for the usual one.
 
     None if there is none, or only another and the kernel needs the elements `in_place`;
-    if shapes differ, and if an address is no multiple of 16.
+    if shapes differ, and if an address is no multiple of 16, unless there is but one
+    element, which is no vector.
     """
-    if not aligned(*arrays) or any(array.shape != shape for array in arrays):
+    if any(array.shape != shape for array in arrays):
+        return None
+    if arrays[0].size > 1 and not aligned(*arrays):
         return None
     if all(array.flags.c_contiguous for array in arrays):
         return ()
@@ -94,18 +97,24 @@ def launcher(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, options):
     """A function of the arrays and the scalars' values: one launch."""
     text = source(kernel, T, dtypes, scalars, kernel.body.cpp)
     name = f"minidl_{kernel.name}"
-    compiled = cupy_module().RawKernel(text, name, options + FLUSH)
+    compiled = cupy_module().RawKernel(text, name, options)
     share = BLOCK * width_of(T, dtypes.values())
-
-    def number(value):
-        if not isinstance(value, int | float | numpy.generic):
-            return value  # an array
-        return float(value) if T.kind == "f" else numpy.uint64(int(value) % 2**64)
+    number = float if T.kind == "f" else _bits
+    how = [number if dtype is None else _itself for dtype in scalars.values()]
 
     def launch(arrays, values):
         size = arrays[0].size
         if size:
-            args = (*arrays, *map(number, values), size)
+            given = [of(value) for of, value in zip(how, values, strict=True)]
+            args = (*arrays, *given, size)
             compiled((blocks(size, share),), (BLOCK,), args)
 
     return launch
+
+
+def _bits(value) -> numpy.uint64:
+    return numpy.uint64(int(value) % 2**64)
+
+
+def _itself(value):
+    return value

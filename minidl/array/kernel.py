@@ -59,6 +59,7 @@ class Kernel:
         self._plans: dict[tuple, tuple] = {}
         self._ufuncs: dict = {}  # by the first input's dtype, then the second's, ...
         self.launches: dict[tuple, Callable] = {}
+        self.again: dict[tuple, tuple] = {}  # those to be found by arguments' types
         self._definition = (inputs, outputs, scalars, body, compute)
         if Kernel.registry.setdefault(name, self)._definition != self._definition:
             raise ValueError(f"there is another kernel of the name {name!r}")
@@ -196,6 +197,10 @@ class Kernel:
 
     def _call_others(self, inputs, outs, values):
         """Arrays of CuPy, and subclasses of NumPy's; anything else is a mistake."""
+        if self.again:
+            done = cuda.run_again(self, inputs, outs, values)
+            if done is not None:
+                return done[0] if len(done) == 1 else done
         present = [out for out in outs if out is not None]
         for array in [*inputs, *present]:
             if not is_array(array):
