@@ -11,8 +11,6 @@ error that the CUDA device does not recover from costs that section alone.
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -103,7 +101,7 @@ def collect(command: list[str], limit: float) -> list[dict]:
             except subprocess.TimeoutExpired:
                 problem = f"not done after {limit:.0f} s"
             finally:
-                end(process)
+                gpu_tests.end(process)
         *lines, last = file.read_text().split("\n")  # `last` is empty, or cut off
         rows = [json.loads(line) for line in lines]
         if problem is None and not rows:
@@ -115,15 +113,6 @@ def collect(command: list[str], limit: float) -> list[dict]:
                 {"name": "the section as a whole", "ok": False, "error": detail}
             )
     return rows
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a process and those that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
 
 
 def write_rows(rows, file: Path) -> None:

@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Iterator
 
 import numpy as np
+from gpu_report import attempt
 
 import minidl
 from minidl import nn, optim
@@ -149,9 +150,11 @@ def windows(xp, quick: bool) -> Iterator[dict]:
     """Convolution and pooling, with gradients, against float64 on the CPU."""
     for dtype in ("float32",) if quick else ("float32", "float64", *HALVES):
         for name, case in CONVOLUTIONS.items():
-            yield from compare_convolution(xp, f"conv {name}", np.dtype(dtype), *case)
+            label = f"conv {name}", np.dtype(dtype)
+            yield from attempt(label[0], compare_convolution(xp, *label, *case))
         for name, case in POOLINGS.items():
-            yield from compare_pooling(xp, f"pool {name}", np.dtype(dtype), *case)
+            label = f"pool {name}", np.dtype(dtype)
+            yield from attempt(label[0], compare_pooling(xp, *label, *case))
 
 
 def rounded(rng, shape, dtype):

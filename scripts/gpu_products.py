@@ -18,6 +18,7 @@ from gpu_checks import (
     rounded,
     verdict,
 )
+from gpu_report import attempt
 
 from minidl.array import convolution, cudnn, cudnn_plans
 from minidl.array.device import to_numpy
@@ -42,21 +43,23 @@ def products(xp, quick: bool) -> Iterator[dict]:
     yield {"name": "cuDNN", "ok": None, "note": version or "not used"}
     for dtype in ("float32", "float64", *HALVES):
         for name, shapes in PRODUCTS.items():
-            yield from compare_product(xp, name, np.dtype(dtype), *shapes)
+            rows = compare_product(xp, name, np.dtype(dtype), *shapes)
+            yield from attempt(f"product {name}", rows)
     with precision("high"):
-        yield from compare_product(xp, "TF32", np.dtype("float32"), *PRODUCTS["square"])
+        rows = compare_product(xp, "TF32", np.dtype("float32"), *PRODUCTS["square"])
+        yield from attempt("product TF32", rows)
     for path in paths(xp):
-        for name, case in CONVOLUTIONS.items():
-            for dtype in ("float32",) if quick else ("float32", *HALVES):
-                with chosen(path):
-                    label = f"{name} by {path}"
-                    yield from compare_convolution(xp, label, np.dtype(dtype), *case)
         with chosen(path):
-            yield from compare_relu(xp, path)
+            for name, case in CONVOLUTIONS.items():
+                for dtype in ("float32",) if quick else ("float32", *HALVES):
+                    label = f"conv {name} by {path}"
+                    rows = compare_convolution(xp, label, np.dtype(dtype), *case)
+                    yield from attempt(label, rows)
+            yield from attempt(f"ReLU by {path}", compare_relu(xp, path))
     if xp is not np:
-        yield from captured(xp)
-    yield from product_rates(xp, quick)
-    yield from convolution_rates(xp, quick)
+        yield from attempt("a graph of products", captured(xp))
+    yield from attempt("product rates", product_rates(xp, quick))
+    yield from attempt("convolution rates", convolution_rates(xp, quick))
 
 
 @contextmanager

@@ -7,13 +7,15 @@ import os
 import platform
 import re
 import subprocess
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import minidl
 from minidl.array.device import cupy_module
 
-PEERS = ("numpy", "cupy", "ml_dtypes", "pytest", "hypothesis", "mpi4py", "torch")
+PEERS = "numpy cupy ml_dtypes pytest hypothesis mpi4py torch jax".split()
 
 
 def environment(root: Path) -> dict:
@@ -28,9 +30,9 @@ def environment(root: Path) -> dict:
         "driver": output_of(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
         ),
-        "cuda_of_driver": version_of(cuda.runtime.driverGetVersion()),
-        "cuda_runtime": version_of(cuda.runtime.runtimeGetVersion()),
-        "nvrtc": ".".join(map(str, cuda.nvrtc.getVersion())),
+        "cuda_of_driver": asked(lambda: version_of(cuda.runtime.driverGetVersion())),
+        "cuda_runtime": asked(lambda: version_of(cuda.runtime.runtimeGetVersion())),
+        "nvrtc": asked(lambda: ".".join(map(str, cuda.nvrtc.getVersion()))),
         "python": platform.python_version(),
         **{name: installed(name) for name in PEERS},
         "minidl": minidl.__version__,
@@ -39,6 +41,14 @@ def environment(root: Path) -> dict:
         "cpus": os.cpu_count(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "minutes"),
     }
+
+
+def asked(question: Callable[[], str]) -> str:
+    """The answer, or why there is none: a report is written all the same."""
+    try:
+        return question()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def version_of(number: int) -> str:
@@ -82,6 +92,14 @@ def headline(environment: dict) -> str:
     if missing:
         text += f"\nnot installed, and passed over: {', '.join(missing)}"
     return text
+
+
+def attempt(name: str, rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows; an exception ends them alone, and is the last one."""
+    try:
+        yield from rows
+    except Exception:
+        yield {"name": name, "ok": False, "error": traceback.format_exc(limit=-8)}
 
 
 def passed(sections: dict[str, list[dict]]) -> bool:

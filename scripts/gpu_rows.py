@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from gpu_benchmarks import copy_rate, device_of, milliseconds, per_second
 from gpu_checks import HALVES, NORM, norm_error, rounded, verdict
+from gpu_report import attempt
 
 from minidl.array import pooling
 from minidl.array.cross_entropy import cross_entropy, deviation
@@ -34,9 +35,11 @@ def rows(xp, quick: bool) -> Iterator[dict]:
     """Against float64 on the CPU, then timed."""
     for dtype in ("float32",) if quick else ("float32", "float64", *HALVES):
         for shape in SCORES:
-            yield from compare_scores(xp, np.dtype(dtype), shape)
+            rows = compare_scores(xp, np.dtype(dtype), shape)
+            yield from attempt(f"rows {shape} {np.dtype(dtype)}", rows)
         for name, case in NORMALISED.items():
-            yield from compare_norm(xp, name, np.dtype(dtype), *case)
+            rows = compare_norm(xp, name, np.dtype(dtype), *case)
+            yield from attempt(f"{name} {np.dtype(dtype)}", rows)
     yield from rates(xp, quick)
 
 

@@ -2,11 +2,13 @@
 one CUDA graph, and PyTorch's where it is installed."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 from benchmark import torch_like, work
 from gpu_benchmarks import device_of, free_memory, milliseconds, torch_or_none
+from gpu_report import attempt
 
 import minidl
 from minidl import nn, optim
@@ -55,64 +57,93 @@ def resnet18(nn: ModuleType):
 
 
 def steps(xp, quick: bool) -> Iterator[dict]:
-    """Forward, backward and Adam in float32: milliseconds a step, in each way."""
-    for name, (build, shape) in NETWORKS.items():
-        shape = (2, *shape[1:]) if xp is np else shape
-        rng = np.random.default_rng(0)
-        images = rng.normal(size=shape).astype("f4")
-        labels = rng.integers(0, 10, shape[0])
-        inner = 1 if xp is np else 10 if quick else 30
-        times = minidl_times(xp, build, images, labels, inner)
-        torch = torch_or_none(xp)
-        if torch is not None:
+    """Forward, backward and Adam in float32: milliseconds a step, in each way.
+
+    What PyTorch has to compile for long comes last: a time limit then costs only that.
+    """
+    known: dict[str, dict[str, float]] = {name: {} for name in NETWORKS}
+    for ways in (measured, compiled):
+        for name, times in known.items():
+            yield from attempt(name, ways(xp, quick, name, times))
+
+
+def measured(xp, quick: bool, name: str, times: dict) -> Iterator[dict]:
+    """A network's rows, but for those of compiled ones; adds to `times`, by way."""
+    data = work_of(xp, quick, name)
+    plain, *captured = (
+        {way: partial(minidl_time, xp, step, *data)}
+        for way, step in minidl_ways(xp).items()
+    )
+    theirs = {
+        way: partial(torch_time, xp, torch, *data, layout, None)
+        for torch in filter(None, [torch_or_none(xp)])
+        for way, layout in torch_layouts(torch).items()
+    }
+    for jobs in (plain, theirs, *captured):  # the last is the likeliest to fail
+        for way, job in jobs.items():
             free_memory(xp)
-            times |= torch_times(xp, torch, build, images, labels, inner)
-        ours = {way: ms for way, ms in times.items() if way.startswith("minidl")}
-        rest = [ms for way, ms in times.items() if way not in ours]
-        for way, ms in times.items():
-            row = {"name": f"{name}, batch {shape[0]}: {way}", "ok": None, "ms": ms}
-            if way in ours and rest:  # PyTorch's best against this
-                row |= {"torch_ms": min(rest), "times_torch": min(rest) / ms}
-            yield row
+            times[way] = job()
+            yield row_of(name, data[1], way, times[way])
 
 
-def minidl_times(xp, build, images, labels, inner: int) -> dict[str, float]:
-    """Milliseconds a step as it is and, on a GPU, captured."""
+def compiled(xp, quick: bool, name: str, times: dict) -> Iterator[dict]:
+    """What torch.compile makes of it, with CUDA graphs; minidl's beside the best."""
+    torch = torch_or_none(xp)
+    if torch is None:
+        return
+    data = work_of(xp, quick, name)
+    images = data[1]
+    # networks on images of one channel as they are, larger ones channels last
+    way, layout = list(torch_layouts(torch).items())[images.shape[1] > 1]
+    free_memory(xp)
+    try:
+        mode = "reduce-overhead"
+        times[f"{way}, {mode}"] = ms = torch_time(xp, torch, *data, layout, mode)
+        yield row_of(name, images, f"{way}, {mode}", ms)
+    except Exception as error:  # no C compiler, no Triton: not minidl's failure
+        note = f"not compiled: {type(error).__name__}: {error}"[:300]
+        yield {"name": f"{name}: {way}, {mode}", "ok": None, "note": note}
+    best = min(ms for way, ms in times.items() if way.startswith("PyTorch"))
+    for way in filter(times.get, minidl_ways(xp)):
+        row = row_of(name, images, f"{way}, beside PyTorch's best", times[way])
+        yield row | {"torch_ms": best, "times_torch": best / times[way]}
+
+
+def work_of(xp, quick: bool, name: str) -> tuple:
+    """(builder, images, labels, calls to measure at a time)"""
+    build, shape = NETWORKS[name]
+    shape = (2, *shape[1:]) if xp is np else shape
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=shape).astype("f4")
+    inner = 1 if xp is np else 10 if quick else 30
+    return build, images, rng.integers(0, 10, shape[0]), inner
+
+
+def row_of(name: str, images, way: str, ms: float) -> dict:
+    return {"name": f"{name}, batch {len(images)}: {way}", "ok": None, "ms": ms}
+
+
+def minidl_ways(xp) -> dict[str, Callable]:
+    """A step as it is and, on a GPU, captured."""
+    captured = {} if xp is np else {"minidl, captured": CapturedStep(required=True)}
+    return {"minidl": train_step} | captured
+
+
+def minidl_time(xp, step, build, images, labels, inner: int) -> float:
+    """Milliseconds a step."""
     device = device_of(xp)
     x, y = (minidl.tensor(array, device=device) for array in (images, labels))
-    ways = {"minidl": train_step}
-    if xp is not np:
-        ways["minidl, captured"] = CapturedStep(required=True)
-    times = {}
-    for way, step in ways.items():
-        minidl.manual_seed(0)
-        model = DataParallel(build(nn).to(device), Alone())
-        optimizer = optim.Adam(model.parameters())
-
-        def run(step=step, model=model, optimizer=optimizer):
-            return step(model, F.cross_entropy, optimizer, x, y)
-
-        times[way] = milliseconds(xp, run, inner, warmup=5)
-    return times
+    minidl.manual_seed(0)
+    model = DataParallel(build(nn).to(device), Alone())
+    optimizer = optim.Adam(model.parameters())
+    return milliseconds(
+        xp, lambda: step(model, F.cross_entropy, optimizer, x, y), inner, warmup=5
+    )
 
 
-def torch_times(xp, torch, build, images, labels, inner: int) -> dict[str, float]:
-    """Milliseconds a step of PyTorch: eager in both layouts, and with CUDA graphs.
-
-    To compile takes long: networks on images of one channel are compiled as they are,
-    the larger ones in the layout that convolutions prefer.
-    """
+def torch_layouts(torch) -> dict[str, dict]:
     last = {"memory_format": torch.channels_last}
-    layout, name = (last, ", channels last") if images.shape[1] > 1 else ({}, "")
-    ways: dict[str, tuple[dict, str | None]] = {
-        "PyTorch": ({}, None),
-        "PyTorch, channels last": (last, None),
-        f"PyTorch, reduce-overhead{name}": (layout, "reduce-overhead"),
-    }
-    return {
-        way: torch_time(xp, torch, build, images, labels, inner, layout, mode)
-        for way, (layout, mode) in ways.items()
-    }
+    return {"PyTorch": {}, "PyTorch, channels last": last}
 
 
 def torch_time(xp, torch, build, images, labels, inner, layout, mode) -> float:

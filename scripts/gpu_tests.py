@@ -1,14 +1,22 @@
-"""The test-suite as a section of gpu_check."""
+"""The test-suite as a section of gpu_check: several processes share out its files.
+
+Most of the time goes into compiling kernels, which is the processors' work.
+"""
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 80  # for all of them, which is less than the section has
+NOTHING = 5  # pytest's exit status where no test was asked for
 
 
 def tests(xp, quick: bool) -> Iterator[dict]:
@@ -18,37 +26,76 @@ def tests(xp, quick: bool) -> Iterator[dict]:
             note = f"{package} is not installed: the tests were passed over"
             yield {"name": "pytest -m gpu", "ok": None, "note": note}
             return
-    line = [sys.executable, "-m", "pytest", "-m", "gpu", "-rfE", "--tb=short"]
-    yield from run([*line, "-p", "no:cacheprovider", *["-x"] * quick])
+    line = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-rfE", "--tb=short"]
+    line += ["-p", "no:cacheprovider", *["-x"] * quick]
+    files = sorted(map(str, (ROOT / "tests").glob("test_*.py")))
+    parts = min(8, os.cpu_count() or 1)
+    yield from run([[*line, *files[k::parts]] for k in range(parts)])
 
 
-def run(line: list[str]) -> Iterator[dict]:
-    """Run pytest in the checkout, printing what it says as it says it."""
+def run(lines: list[list[str]]) -> Iterator[dict]:
+    """Run pytest in the checkout, once for each line, at the same time."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    said = []
-    with subprocess.Popen(
-        line,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        for text in process.stdout:
-            print(text, end="", flush=True)
-            said.append(text)
-    yield from outcome("".join(said), process.returncode)
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(k)) for k, _ in enumerate(lines)]
+        processes = []
+        for line, log in zip(lines, logs, strict=True):
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    line,
+                    cwd=ROOT,
+                    env=os.environ | {"PYTHONPATH": path},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # so that its children end with it
+                )
+            processes.append(process)
+        try:
+            statuses = finished(processes, time.monotonic() + SECONDS)
+        finally:
+            for process in processes:
+                end(process)
+        said = [log.read_text(errors="replace") for log in logs]
+    print(*said, sep="\n", flush=True)
+    done = [pair for pair in zip(said, statuses, strict=True) if pair[1] != NOTHING]
+    if not done:
+        yield {"name": "pytest -m gpu", "ok": False, "error": "there are no such tests"}
+    for output, status in done:
+        yield from outcome(output, status)
 
 
-def outcome(output: str, status: int) -> Iterator[dict]:
+def finished(processes: list, until: float) -> list[int | None]:
+    """Exit statuses; None for a process that was not done in time."""
+    while time.monotonic() < until and None in [p.poll() for p in processes]:
+        time.sleep(0.1)
+    return [process.poll() for process in processes]
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def outcome(output: str, status: int | None) -> Iterator[dict]:
     """Rows from what pytest wrote: one for the closing line, one for each failure."""
     closing = [x.strip("= ") for x in output.splitlines() if re.search(r" in \d", x)]
     closing = closing[-1] if closing else "no closing line"
+    if status is None:
+        passed = len(re.findall(r"^\S+ PASSED", output, re.M))
+        closing = f"{passed} passed, not done after {SECONDS} s"
     passed = re.search(r"(\d+) passed", closing)
     good = status == 0 and passed is not None and int(passed[1]) > 0
     name = f"pytest -m gpu: {closing}"
-    yield {"name": name, "ok": good, "error": None if good else f"status {status}"}
+    error = None if good else f"status {status}"
+    if not passed:  # it has not come so far: a mistake at its start
+        error = f"{error}\n{output[-2000:]}"
+    yield {"name": name, "ok": good, "error": error}
     pattern = r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$"
+    if status is None:
+        pattern = r"^(\S+) (?:FAILED|ERROR)()"
     for name, message in re.findall(pattern, output, re.M):
         yield {"name": name, "ok": False, "error": message}

@@ -106,6 +106,17 @@ def test_an_exception_in_a_section_is_its_last_row(scripts, tmp_path):
     assert first["ok"] and not second["ok"] and "on the way" in second["error"]
 
 
+def test_an_exception_ends_the_rows_of_one_attempt(scripts):
+    def rows():
+        yield {"name": "a", "ok": True}
+        raise ArithmeticError("on the way")
+
+    first, second = scripts.report.attempt("part", rows())
+    assert first["ok"] and second["name"] == "part" and not second["ok"]
+    assert "on the way" in second["error"]
+    assert scripts.report.asked(lambda: 1 / 0).startswith("ZeroDivisionError")
+
+
 # --- communication
 
 
@@ -140,7 +151,7 @@ ENVIRONMENT = {
     "date": "2030-01-02T03:04+00:00",
     "commit": "abc",
     **dict.fromkeys(["cupy", "numpy", "ml_dtypes", "pytest", "hypothesis"], "1"),
-    **dict.fromkeys(["mpi4py", "torch"]),
+    **dict.fromkeys(["mpi4py", "torch", "jax"]),
 }
 GOOD = {"name": "relu", "ok": True, "error": 1e-7, "tolerance": 1e-5}
 BAD = {"name": "gelu", "ok": False, "error": "nan", "tolerance": 1e-5}
@@ -161,7 +172,7 @@ def test_the_report(scripts, tmp_path):
     text = files[1].read_text()
     assert "All checks passed." in text and "1 of 1 checks passed" in text
     assert "| Adam | 0.1635 | 0.91 |  |" in text and "no room" in text
-    assert "passed over: mpi4py, torch" in scripts.report.headline(ENVIRONMENT)
+    assert "passed over: mpi4py, torch, jax" in scripts.report.headline(ENVIRONMENT)
 
 
 @pytest.mark.parametrize("failure", [BAD, WRONG])
@@ -263,8 +274,29 @@ def test_what_pytest_says_is_understood(scripts):
     for nothing in ("9 deselected in 0.10s", "7 skipped in 0.10s", ""):
         (row,) = scripts.tests.outcome(nothing, 0)
         assert not row["ok"]
-    (row,) = scripts.tests.run([sys.executable, "-c", "print('1 passed in 0.1s')"])
+    output = (
+        "tests/test_a.py::test_b PASSED [ 3%]\ntests/test_a.py::test_c FAILED [ 6%]"
+    )
+    closing, failure = scripts.tests.outcome(output, None)
+    assert not closing["ok"] and "1 passed, not done" in closing["name"]
+    assert failure["name"] == "tests/test_a.py::test_c"
+
+
+def test_pytest_runs_in_several_processes(scripts, monkeypatch):
+    def line(code):
+        return [sys.executable, "-c", code]
+
+    good, none = line("print('1 passed in 0.1s')"), line("raise SystemExit(5)")
+    (row,) = scripts.tests.run([good, none])
     assert row["ok"]
+    (row,) = scripts.tests.run([none])
+    assert not row["ok"]
+    monkeypatch.setattr(scripts.tests, "SECONDS", 1)
+    start = time.monotonic()
+    hangs = line("print('a PASSED', flush=True); import time; time.sleep(60)")
+    first, second = scripts.tests.run([good, hangs])
+    assert first["ok"] and not second["ok"] and "1 passed, not" in second["name"]
+    assert time.monotonic() - start < 30
 
 
 # --- the measurements, on NumPy
@@ -329,6 +361,25 @@ def test_peers_run(scripts):
     for layout in ({}, {"memory_format": torch.channels_last}):
         data = build, images, labels, 1, layout, None
         assert scripts.steps.torch_time(np, torch, *data) > 0
+
+
+def test_what_cannot_be_compiled_is_passed_over(scripts, monkeypatch):
+    steps = scripts.steps
+
+    def torch_time(xp, torch, build, images, labels, inner, layout, mode):
+        if mode is not None:
+            raise RuntimeError("no C compiler")
+        return 6.0 if layout else 8.0
+
+    torch = SimpleNamespace(channels_last="last")
+    monkeypatch.setattr(steps, "torch_or_none", lambda xp: torch)
+    monkeypatch.setattr(steps, "torch_time", torch_time)
+    monkeypatch.setattr(steps, "minidl_time", lambda *rest: 2.0)
+    rows = list(steps.steps(np, True))
+    assert not [row for row in rows if row["ok"] is False]
+    notes = [row["note"] for row in rows if "note" in row]
+    assert len(notes) == len(steps.NETWORKS) and "no C compiler" in notes[0]
+    assert [row["times_torch"] for row in rows if "torch_ms" in row] == [3.0] * 4
 
 
 @pytest.mark.slow
