@@ -201,6 +201,17 @@ def test_the_whole_run(scripts, tmp_path, monkeypatch, capsys):
     assert list(json.loads(file.read_text())["sections"]) == list(rows)
 
 
+def test_what_is_measured_runs_alone(scripts):
+    check, tests = scripts.check, scripts.tests
+    together, *alone = check.turns(list(check.SECTIONS))
+    assert together == list(check.AT_ONCE) and all(len(names) == 1 for names in alone)
+    assert check.turns(["adam", "kernels"]) == [["kernels"], ["adam"]]
+    seconds = {name: limit for name, (_, limit) in check.SECTIONS.items()}
+    longest = max(seconds[name] for name in together)
+    assert longest + sum(seconds[name] for (name,) in alone) < 8 * 60
+    assert tests.SECONDS < seconds["tests"]
+
+
 # --- the checks, on NumPy
 
 
@@ -414,7 +425,7 @@ def test_time_between_events(scripts):
     )
     device = SimpleNamespace(cuda=cuda)
     ms = scripts.benchmarks.milliseconds(device, lambda: told.append(1), inner=4)
-    assert ms == 7.0 and len(told) == 3 + 4 * 11
+    assert ms == 7.0 and len(told) == 3 + (1 + 4) * 11
 
 
 def test_names_of_cupy():
