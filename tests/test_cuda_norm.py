@@ -130,6 +130,19 @@ def test_large_means_and_outliers_cost_no_digits(cupy, shape):
     np.testing.assert_allclose(last[2].get(), exact, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("eps", [1, np.float32(1)])
+@pytest.mark.parametrize("dims", [(0, 2), (2,)])
+def test_eps_may_be_any_number(cupy, eps, dims):
+    x = np.random.default_rng(5).normal(size=(4, 3, 8)).astype("float32")
+    want = standardize(x, None, None, dims, 1.0, True)
+    back = standardize_gradient(x, x, None, *want[1:], dims, 1.0, True)
+    got = standardize(cupy.asarray(x), None, None, dims, eps, True)
+    there = [cupy.asarray(a) for a in (x, x, *want[1:])]
+    gx = standardize_gradient(*there[:2], None, *there[2:], dims, eps, True)[0]
+    assert np.allclose(got[0].get(), want[0], atol=1e-5)
+    assert np.allclose(gx.get(), back[0], atol=1e-5)
+
+
 def test_a_nan_stays_in_its_channel(cupy):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype("float32")
     x[1, 1, 2, 3] = np.nan

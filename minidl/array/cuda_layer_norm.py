@@ -134,7 +134,7 @@ def forward(x: Array, w, b, dims, eps: float, centred: bool) -> tuple | None:
     shape = (*x.shape[:first], *[1] * len(dims))
     y = empty(x.shape, x.dtype)
     mean, var = (empty(shape, wide) for _ in range(2))
-    rest = (w, b, mean, var, *map(integer.type, walk), numpy.int32(centred), eps)
+    rest = (w, b, mean, var, *map(integer.type, walk), numpy.int32(centred), float(eps))
     sizes, types = (mean.size, prod(x.shape[first:]), 1), (("P", kind),)
     launch(_SOURCE, "standardize_rows", *sizes, (x, y), rest, types)
     return y, mean, var
@@ -154,7 +154,8 @@ def backward(g: Array, x: Array, w, mean, var, dims, eps: float, centred: bool):
     gx, gw, gb = empty(x.shape, x.dtype), 0, 0
     if walk.size == 1:
         gw, gb = (empty(mean.shape, wide) for _ in range(2))
-    rest = (w, mean, var, gw, gb, *map(integer.type, walk), numpy.int32(centred), eps)
+    numbers = (*map(integer.type, walk), numpy.int32(centred), float(eps))
+    rest = (w, mean, var, gw, gb, *numbers)
     sizes, types = (mean.size, prod(x.shape[first:]), 1), (("P", kind),)
     launch(_SOURCE, "rows_gradient", *sizes, (g, x, gx), rest, types)
     if walk.size > 1:
@@ -174,6 +175,6 @@ def _parameter_sums(g, x, mean, var, walk, first, shape, eps) -> list:
     channels = Channels(*sizes, x.dtype, g, x)
     shares = channels.partial(2)
     group = channels.integer(group)
-    channels.launch("sums", (g, x, mean, var, shares), group, eps)
+    channels.launch("sums", (g, x, mean, var, shares), group, float(eps))
     plain, along = shares.sum(axis=0).T
     return [along.reshape(shape), plain.reshape(shape)]

@@ -67,7 +67,7 @@ def forward(x: Array, w, b, dims, eps: float) -> tuple | None:
     y, shares = empty(x.shape, x.dtype), channels.partial(3)
     channels.launch("moments", (x, shares))
     count = numpy.int32(channels.shares)
-    channels.launch("standardize", (x, shares, w, b, y, mean, var), count, eps)
+    channels.launch("standardize", (x, shares, w, b, y, mean, var), count, float(eps))
     return tuple(usual(a, last) for a in (y, mean, var))
 
 
@@ -82,9 +82,9 @@ def backward(g: Array, x: Array, w, mean, var, dims, eps: float) -> tuple | None
     gw, gb = (empty(_shape(x, last), channels.wide) for _ in range(2))
     gx, shares = empty(x.shape, x.dtype), channels.partial(2)
     one, count = channels.integer(1), numpy.int32(channels.shares)
-    channels.launch("sums", (g, x, mean, var, shares), one, eps)
+    channels.launch("sums", (g, x, mean, var, shares), one, float(eps))
     arrays = (g, x, shares, w, mean, var, gx, gw, gb)
-    channels.launch("gradient", arrays, count, eps)
+    channels.launch("gradient", arrays, count, float(eps))
     return tuple(usual(a, last) for a in (gx, gw, gb))
 
 

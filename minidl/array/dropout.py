@@ -65,7 +65,7 @@ _ON_DEVICE = (("NUMBER", "unsigned long long*"), ("VALUE", "*"))
 def dropout(x: Array, p: float) -> tuple[Array, Array]:
     """(x mask / (1 - p), mask): mask is one with probability 1 - p, the same bits on
     every device."""
-    scale = 1 / (1 - p) if p < 1 else 0.0
+    scale = 1 / (1 - float(p)) if p < 1 else 0.0
     if not on_gpu(x):
         mask = random.bernoulli(x.shape, 1 - p, device=device_of(x))
         return kept(x, mask, scale=scale), mask
