@@ -45,7 +45,7 @@ SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "adam": (gpu_adam.adam, 45),
     "elementwise": (gpu_benchmarks.elementwise, 25),
     "steps": (gpu_steps.steps, 110),
-    "communication": (gpu_communication.communication, 60),
+    "communication": (gpu_communication.communication, 80),
 }
 # They measure nothing, and mostly compile, so that they may run at the same time.
 AT_ONCE = ("kernels", "windows", "training", "tests")

@@ -35,7 +35,7 @@ from minidl.array.device import (  # noqa: E402
 from minidl.distributed.gpus import SHARED_NCCL  # noqa: E402
 from minidl.nn import functional as F  # noqa: E402
 
-SECONDS = 30  # for a job
+SECONDS = 25  # for a job
 SHARED = {  # two ranks of NCCL on one GPU must leave room for each other
     "MINIDL_SHARE_GPUS": "1",
     "NCCL_MULTI_RANK_GPU_ENABLE": "1",
