@@ -11,6 +11,7 @@ error that the CUDA device does not recover from costs that section alone.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rows", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if not os.access(Path.home(), os.W_OK):  # where CuPy would keep what it compiles
+        os.environ.setdefault("CUPY_CACHE_DIR", f"{tempfile.gettempdir()}/cupy-kernels")
     try:
         canonical_device("cuda")
     except DeviceError as error:

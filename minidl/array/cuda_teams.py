@@ -4,6 +4,7 @@ A team is one thread where rows lie side by side in memory, a part of a warp for
 rows, a block for long ones. What it adds up it adds in the same order each time.
 """
 
+from functools import cache
 from math import prod
 
 from .cuda_source import VECTOR, aligned, blocks, function, types_of
@@ -68,11 +69,17 @@ def launch(source, name, rows, length, inner, arrays, rest=(), types=()) -> None
     team, vector = team_of(length, inner, arrays)
     types = (*types_of(arrays[0]), *types)
     numbers = (("TEAM", team), ("VECTOR", vector))
-    kernel = function(SOURCE + source, types, numbers, name)
+    kernel = function(whole(source), types, numbers, name)
     block = max(BLOCK, team)
     integer = types[2][1].type
     sizes = map(integer, (rows, length, inner))
     kernel((blocks(rows * team, block),), (block,), (*arrays, *sizes, *rest))
+
+
+@cache
+def whole(source: str) -> str:
+    """The source with what it needs; one text, so that it is hashed once."""
+    return SOURCE + source
 
 
 def team_of(length: int, inner: int, arrays) -> tuple[int, int]:
