@@ -61,8 +61,13 @@ def torch_or_none(xp):
 
     if not torch.cuda.is_available():
         return None
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    allow_tf32(torch, False)
     return torch
+
+
+def allow_tf32(torch, allowed: bool) -> None:
+    """Switch convolutions and products together, as minidl's one switch does."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def free_memory(xp) -> int:

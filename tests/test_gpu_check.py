@@ -4,6 +4,7 @@ NumPy stands in CuPy's place where a section takes the array module; what reads 
 device's clock, name or memory is checked against CuPy's names alone.
 """
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,11 +16,16 @@ import numpy as np
 import pytest
 from ranks import why_no_ranks
 
-from minidl import nn
+import minidl
+from minidl import nn, optim
 from minidl.array import cudnn_plans
-from minidl.array.device import gpu_available
+from minidl.array.device import bfloat16, gpu_available
 from minidl.array.kernel import Kernel
+from minidl.array.precision import get_float32_matmul_precision
 from minidl.autograd import Tensor
+from minidl.distributed import Alone, DataParallel
+from minidl.nn import functional as F
+from minidl.train import CapturedStep, train_step
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -371,26 +377,124 @@ def test_peers_run(scripts):
     assert scripts.adam.torch_adam(np, torch, [1000, 10]) > 0
     for layout in ({}, {"memory_format": torch.channels_last}):
         data = build, images, labels, 1, layout, None
-        assert scripts.steps.torch_time(np, torch, *data) > 0
+        for precision in ("fp32", "tf32", "bf16"):
+            assert scripts.steps.torch_time(np, torch, *data, precision) > 0
+    assert not torch.backends.cudnn.allow_tf32
 
 
-def test_what_cannot_be_compiled_is_passed_over(scripts, monkeypatch):
+@pytest.fixture
+def fake_peers(scripts, monkeypatch):
+    """gpu_steps with times that are given, and a PyTorch that compiles nothing."""
     steps = scripts.steps
 
-    def torch_time(xp, torch, build, images, labels, inner, layout, mode):
+    def torch_time(xp, torch, build, images, labels, inner, layout, mode, precision):
         if mode is not None:
-            raise RuntimeError("no C compiler")
+            raise RuntimeError("no\nC compiler")
         return 6.0 if layout else 8.0
 
     torch = SimpleNamespace(channels_last="last")
     monkeypatch.setattr(steps, "torch_or_none", lambda xp: torch)
     monkeypatch.setattr(steps, "torch_time", torch_time)
     monkeypatch.setattr(steps, "minidl_time", lambda *rest: 2.0)
-    rows = list(steps.steps(np, True))
+    return steps
+
+
+def test_what_cannot_be_compiled_is_passed_over(fake_peers, monkeypatch):
+    monkeypatch.setattr(fake_peers, "bfloat16", np.float16)
+    rows = list(fake_peers.steps(np, True))
     assert not [row for row in rows if row["ok"] is False]
     notes = [row["note"] for row in rows if "note" in row]
-    assert len(notes) == len(steps.NETWORKS) and "no C compiler" in notes[0]
-    assert [row["times_torch"] for row in rows if "torch_ms" in row] == [3.0] * 4
+    assert len(notes) == 4 + 2 * 2 and "no C compiler" in notes[0]
+    ratios = [row["times_torch"] for row in rows if "torch_ms" in row]
+    assert ratios == [3.0] * 4 + [4.0, 3.0] * 2  # one channel: not channels last
+    for precision in ("bf16", "tf32"):
+        found = [row for row in rows if row["name"].endswith(f", {precision}")]
+        assert len(found) == 2 * 3 and sum("ms" in row for row in found) == 4
+
+
+def test_what_takes_too_long_costs_only_itself(fake_peers, monkeypatch):
+    def jax_time(*arguments):
+        raise TimeoutError("not done after 5 s")
+
+    monkeypatch.setattr(fake_peers, "has_jax", lambda xp: True)
+    monkeypatch.setattr(fake_peers, "jax_time", jax_time)
+    rows = list(fake_peers.steps(np, True))
+    notes = [row["note"] for row in rows if "JAX" in row["name"]]
+    assert len(notes) == 2 and all("not done after 5 s" in note for note in notes)
+    assert "note" in rows[-2] and "ms" in rows[-1]
+    monkeypatch.setattr(fake_peers, "SECONDS", -1)
+    late = list(fake_peers.steps(np, True))
+    assert [row["name"] for row in late] == [row["name"] for row in rows]
+    assert all("no time" in row["note"] for row in late if "note" in row)
+
+
+def test_peers_begin_in_time_to_end_in_it(scripts):
+    steps, (_, limit) = scripts.steps, scripts.check.SECTIONS["steps"]
+    assert steps.SECONDS + steps.GRACE < limit
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_steps_are_measured_in_a_precision(scripts, monkeypatch, precision):
+    if precision == "bf16" and bfloat16 is None:
+        pytest.skip("no ml_dtypes")
+    seen = []
+    build, shape = scripts.steps.NETWORKS["digits CNN"]
+    data = build, np.ones((4, *shape[1:]), "f4"), np.arange(4), 1
+
+    def step(model, loss_fn, *rest):
+        storage = next(model.parameters()).storage
+        seen.append((get_float32_matmul_precision(), storage.low is not None))
+        return train_step(model, loss_fn, *rest)
+
+    assert scripts.steps.minidl_time(np, step, *data, precision) > 0
+    wanted = ("high", False) if precision == "tf32" else ("highest", True)
+    assert set(seen) == {wanted} and get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_steps_are_captured_in_a_precision(scripts, stand_in, precision):
+    if precision == "bf16" and bfloat16 is None:
+        pytest.skip("no ml_dtypes")
+    build, shape = scripts.steps.NETWORKS["digits CNN"]
+    data = build, np.ones((4, *shape[1:]), "f4"), np.arange(4), 1
+    step = CapturedStep(required=True)
+    scripts.steps.minidl_time(stand_in.cupy, step, *data, precision)
+    assert len(step.graphs) == 1
+
+
+# --- JAX
+
+
+@pytest.mark.slow
+def test_jax_trains_the_same_networks(scripts):
+    jax = pytest.importorskip("jax")
+    import gpu_jax
+    import gpu_networks
+
+    for name in gpu_networks.NETWORKS:
+        build, images, labels, _ = gpu_networks.work_of(np, True, name)
+        theirs = gpu_jax.step_of(name, build, images, labels)
+        model = DataParallel(gpu_networks.model_of(build), Alone())
+        adam = optim.Adam(model.parameters())
+        x, y = minidl.tensor(images), minidl.tensor(labels)
+        for _ in range(2):
+            ours = train_step(model, F.cross_entropy, adam, x, y)
+            np.testing.assert_allclose(
+                ours.item(), jax.device_get(theirs()[0]), rtol=2e-3
+            )
+    assert jax.config.jax_default_matmul_precision == "highest"
+
+
+def test_jax_is_measured_in_a_process(scripts, monkeypatch):
+    steps, now = scripts.steps, time.monotonic()
+    if importlib.util.find_spec("jax") is None:
+        with pytest.raises(RuntimeError, match="No module named 'jax'"):
+            steps.jax_time(np, True, "digits CNN", now + 60)
+        return
+    assert steps.jax_time(np, True, "digits CNN", now + 60) > 0
+    with pytest.raises(TimeoutError, match="not done after"):
+        steps.jax_time(np, True, "digits CNN", now - steps.GRACE + 0.1)
 
 
 @pytest.mark.slow

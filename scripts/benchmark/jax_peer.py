@@ -43,7 +43,8 @@ def forward(layers, x, parameters, running):
     kept = []
     for kind, *sizes in layers:
         if kind == "conv":
-            x = conv2d(x, next(parameters), sizes[2], 1)
+            w = next(parameters)
+            x = conv2d(x, w, sizes[2], w.shape[2] // 2)
             x = x + next(parameters) if sizes[3] else x
         elif kind == "norm":
             gamma, beta = next(parameters), next(parameters)
@@ -61,8 +62,10 @@ def forward(layers, x, parameters, running):
                 x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
             x = x @ next(parameters).T + next(parameters)
         elif kind == "residual":
-            y, new = forward(sizes[0], x, parameters, running)
-            x, kept = x + y, kept + new
+            body, *short = sizes
+            y, new = forward(body, x, parameters, running)
+            x, more = forward(*short, x, parameters, running) if short else (x, [])
+            x, kept = x + y, kept + new + more
     return x, kept
 
 
@@ -94,10 +97,16 @@ def build(job: Work) -> Callable[[], list]:
 
 
 def train(job: Work) -> Callable[[], list]:
+    return train_step(job.layers, work.weights(job.layers), work.batches(job))
+
+
+def train_step(layers: work.Layers, weights: list, batches: list) -> Callable:
+    """A step of training from these weights on the next of the batches."""
+
     def loss_fn(parameters, running, images, labels):
         if images.ndim == 4:
             images = images.transpose(0, 2, 3, 1)
-        y, running = forward(job.layers, images, iter(parameters), iter(running))
+        y, running = forward(layers, images, iter(parameters), iter(running))
         picked = jnp.take_along_axis(jax.nn.log_softmax(y), labels[:, None], 1)
         return -picked.mean(), running
 
@@ -108,11 +117,11 @@ def train(job: Work) -> Callable[[], list]:
         parameters, state = adam_update(parameters, g, state)
         return loss, parameters, running, state
 
-    parameters = [jnp.asarray(a) for a in work.weights(job.layers)]
-    norms = [size for kind, size, *_ in filter(is_norm, work.flat(job.layers))]
+    parameters = [jnp.asarray(a) for a in weights]
+    norms = [size for kind, size, *_ in filter(is_norm, work.flat(layers))]
     running = [jnp.stack([jnp.zeros(n), jnp.ones(n)]) for n in norms]
     state = (zeros(parameters), zeros(parameters), jnp.zeros(()))
-    data = cycle([(jnp.asarray(x), jnp.asarray(t)) for x, t in work.batches(job)])
+    data = cycle([(jnp.asarray(x), jnp.asarray(t)) for x, t in batches])
 
     def step():
         nonlocal parameters, running, state

@@ -3,7 +3,8 @@
 A model is a tuple of layers, each a tuple of its kind and its sizes:
 ("conv", inputs, outputs, stride, bias) is 3 x 3 with padding 1, ("norm", features) is
 batch norm, ("pool",) is max pooling of 2 x 2, ("mean",) averages each image,
-("residual", layers) adds its input to its layers' output.
+("residual", layers) adds its input to its layers' output, and ("residual", layers,
+shortcut) what a second row of layers makes of it.
 """
 
 from collections.abc import Iterator
@@ -153,7 +154,8 @@ def flat(layers: Layers) -> Iterator[tuple]:
     """The layers, those of residual blocks in their places."""
     for layer in layers:
         if layer[0] == "residual":
-            yield from flat(layer[1])
+            for part in layer[1:]:
+                yield from flat(part)
         else:
             yield layer
 
