@@ -548,6 +548,6 @@ def test_refusals_on_several_ranks_are_said_once():
 def test_ranks_without_mpi4py(tmp_path):
     (tmp_path / "mpi4py.py").write_text("raise ImportError('not here')")
     result = run(*QUICK, ranks=2, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
-    assert result.returncode == 1
+    assert result.returncode != 0  # it ends by a signal: MPI has not started
     assert result.stderr.count('pip install "minidl[mpi]"') == 1
     assert "Traceback" not in result.stderr
