@@ -122,13 +122,15 @@ class NumpyLoop:
                 for array, result in zip(arrays[self.first :], results, strict=True):
                     array[part] = result
 
-        threads = get_num_threads()
+        threads = min(get_num_threads(), len(parts))
         with numpy.errstate(all="ignore"):
             parallel(run, [parts[i::threads] for i in range(threads)])
 
 
 def _parts(shape) -> list:
     """Indices of parts of at most CHUNK elements where that can be."""
+    if prod(shape) <= CHUNK:
+        return [(slice(0, shape[0]),)]
     axis = 0
     while axis < len(shape) - 1 and prod(shape[axis + 1 :]) > CHUNK:
         axis += 1
