@@ -99,6 +99,11 @@ def check_message(array, nbytes, src):
         )
 
 
+def fill(array, values):
+    """Write as many values, of any shape and dtype, into an array beside them."""
+    array[...] = values.reshape(array.shape)
+
+
 def accumulator(dtype):
     """The dtype that sums are kept in: float32 for the half precisions."""
     return np.dtype("float32") if kind(dtype) == "half" else dtype

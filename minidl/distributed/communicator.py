@@ -13,6 +13,7 @@ from minidl.distributed.arrays import (
     check_blocks,
     check_op,
     check_writable,
+    fill,
 )
 from minidl.distributed.work import Work
 
@@ -229,7 +230,7 @@ class Alone(Communicator):
         return self._all_gather(call, output, input)
 
     def _all_gather(self, call, output, input):
-        output[...] = input.reshape(output.shape)
+        fill(output, input)
         return Work(self, call)
 
     def _barrier(self, call):
@@ -241,4 +242,4 @@ class Alone(Communicator):
     def _send_receive(self, call, outgoing, dst, incoming, src):
         if dst is None or src is None:
             raise RuntimeError("a lone rank has no other to send to or receive from")
-        incoming[...] = outgoing.reshape(incoming.shape)
+        fill(incoming, outgoing)

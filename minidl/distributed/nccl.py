@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from minidl.array.device import array_module, device_of, nccl_module
 from minidl.array.errors import DistributedError
-from minidl.distributed.arrays import Call
+from minidl.distributed.arrays import Call, fill
 from minidl.distributed.streams import Lane, LaneWork
 from minidl.distributed.watch import Launch, Watch
 from minidl.distributed.work import Work
@@ -184,11 +184,6 @@ class NCCL:
 
     def _op(self, op):
         return getattr(self._nccl, f"NCCL_{op.upper()}")
-
-
-def fill(array, values):
-    """Write the values of another type into an array on the same GPU."""
-    array[...] = values.reshape(array.shape)
 
 
 def bounded(function, seconds):

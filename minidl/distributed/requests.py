@@ -7,7 +7,7 @@ number of ranks and the length alone, so equal runs give equal bits.
 import numpy as np
 
 from minidl.array.device import array_module, on_gpu
-from minidl.distributed.arrays import accumulator, combine
+from minidl.distributed.arrays import accumulator, combine, fill
 
 
 class TwoSteps:
@@ -100,11 +100,6 @@ class Requests:
         own[...] = input.reshape(-1)
         request = self._mpi.Iallgather(self._MPI.IN_PLACE, self.memory(output))
         return request, nothing
-
-
-def fill(array, values):
-    """Write the values of a host array into another."""
-    array[...] = values.reshape(array.shape)
 
 
 def nothing():

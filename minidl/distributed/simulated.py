@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from contextvars import copy_context
 
-from minidl.distributed.arrays import check_message, combine
+from minidl.distributed.arrays import check_message, combine, fill
 from minidl.distributed.communicator import Communicator, simulated
 from minidl.distributed.work import Work
 
@@ -152,7 +152,7 @@ class SimulatedRank(Communicator):
 
     def _reduce_scatter(self, call, output, input, op):
         def receive(total):
-            output[...] = total.reshape(self.size, -1)[self.rank].reshape(output.shape)
+            fill(output, total.reshape(self.size, -1)[self.rank])
 
         return self._begin(
             call, input.copy(), lambda arrays: combine(arrays, op), receive
@@ -175,7 +175,7 @@ class SimulatedRank(Communicator):
         if src is not None:
             arrived = self._meeting.collect(src, self.rank)
             check_message(incoming, arrived.nbytes, src)
-            incoming[...] = arrived.reshape(incoming.shape)
+            fill(incoming, arrived)
 
     def _all_gather_object(self, call, obj):
         pickles = []  # pickled, so that ranks share no objects, as between processes
