@@ -91,11 +91,12 @@ def derived_kernels() -> dict[str, Kernel]:
 
 
 @pytest.fixture
-def stand_in():
+def stand_in(monkeypatch):
     """A strict stand-in for CuPy, where there is no CUDA device; see stand_in.py."""
     pytest.importorskip("cupy", reason="CuPy is not installed")
     import stand_in as module
 
     module.install()
     yield module
+    monkeypatch.undo()  # what a test has put in place of a piece of the stand-in
     module.remove()
