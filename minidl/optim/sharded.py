@@ -12,7 +12,7 @@ from minidl.nn.parameter import Parameter
 from minidl.optim import state
 from minidl.optim.adam import Adam
 from minidl.optim.clip import gradients, shrink
-from minidl.optim.groups import unique
+from minidl.optim.groups import admit, named, unique
 
 
 class ShardedAdam(Adam):
@@ -61,32 +61,28 @@ class ShardedAdam(Adam):
         model.exchange = self.exchange
 
     def add_param_group(self, param_group: dict) -> None:
-        given = param_group["params"]
-        given = [given] if isinstance(given, Tensor) else list(given)
+        given = named(param_group["params"])
         self.check({**self.defaults, **param_group})
-        taken = {name: p for group in self.members for name, p in group.items()}
-        known, members = dict.fromkeys(taken.values()), {}
-        trained = dict.fromkeys(self.exchange.parameters)
-        for item in given:
-            name, p = item if isinstance(item, tuple) else (None, item)
+        for _, p in given:
             if not isinstance(p, Parameter):
                 raise TypeError(
                     f"ShardedAdam trains parameters of modules, got {type(p).__name__}"
                 )
-            if p in known:
-                raise ValueError(f"parameter {p.name!r} was given more than once")
+        taken = {name: p for group in self.members for name, p in group.items()}
+        admit(given, taken.values())
+        members, trained = {}, dict.fromkeys(self.exchange.parameters)
+        for name, p in given:
             if p.requires_grad and p not in trained:
                 raise ValueError(
                     f"parameter {p.name!r} required no gradient when the model was made"
                     " data parallel, or is none of its parameters"
                 )
-            known[p] = None
             members[unique(name or p.name or f"param{len(taken)}", taken)] = p
         pieces = self.exchange.adopt(list(members.values())) if members else []
         self.members.append(members)
         names = {p: name for name, p in members.items()}
-        named = [(f"{names[q.parameter]}[{q.start}:{q.stop}]", q) for q in pieces]
-        super().add_param_group({**param_group, "params": named})
+        own = [(f"{names[q.parameter]}[{q.start}:{q.stop}]", q) for q in pieces]
+        super().add_param_group({**param_group, "params": own})
 
     # The step ---------------------------------------------------------------------
 
