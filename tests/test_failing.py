@@ -1,22 +1,15 @@
 """When a rank fails, all ranks end: soon, non-zero, and saying who failed and why."""
 
 import re
-import shutil
 import sys
 import time
 
 import numpy as np
 import pytest
-from ranks import (
-    ROOT,
-    find_mpiexec,
-    run_job,
-    run_ranks,
-    why_no_ranks,
-)
+from ranks import run_job, run_ranks
 
 from minidl.array.errors import DataError
-from minidl.distributed import Alone, Simulated, init, launched
+from minidl.distributed import Alone, Simulated, init
 
 
 def mpi(test):
@@ -224,64 +217,6 @@ def test_a_rank_without_memory_ends_all(function):
     assert run.stderr.count("Traceback") == 1 and "killed" not in run.stderr
 
 
-@mpi
-def test_a_rank_that_is_late_for_the_start_is_waited_for_until_the_timeout():
-    text = (
-        "import time\n"
-        "from minidl.distributed import init, launched\n"
-        "if launched().rank == 1: time.sleep(60)\n"
-        "init(timeout=1)\n"
-    )
-    run = run_ranks(2, text)
-    assert run.returncode != 0 and run.seconds < 15
-    assert "wait_for_all_ranks_to_start" in run.stderr
-    waiting = "rank 0 of 2 .* the last thing it did: waiting for all 2 ranks to start"
-    assert re.search(waiting, run.stderr)
-
-
-@mpi
-def test_a_slow_import_is_not_taken_for_a_rank_that_is_late():
-    text = (
-        "import sys, time\n"
-        "from minidl.distributed import init\n"
-        "class Slow:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        name == 'mpi4py.MPI' and time.sleep(6)\n"
-        "sys.meta_path.insert(0, Slow())\n"
-        "print(init(timeout=5).size)\n"
-    )
-    run = run_ranks(2, text)
-    assert run.returncode == 0 and run.stdout.count("2") == 2, run.stderr
-
-
-@mpi
-def test_a_rank_without_mpi4py_is_named_and_ends_all(tmp_path):
-    text = (
-        "import os, sys\n"
-        "if os.environ.get('PMI_RANK', '1') == '1': sys.modules['mpi4py'] = None\n"
-        "from minidl.train.command_line import main\n"
-        f"sys.exit(main(['train', '--out', {str(tmp_path)!r}]))\n"
-    )
-    run = run_ranks(2, text)
-    assert run.returncode != 0 and run.seconds < 15
-    assert re.search(r"and rank 1 on host \S+ has none: pip install", run.stderr)
-    assert "killed" not in run.stderr and list(tmp_path.iterdir()) == []
-
-
-@mpi
-def test_a_rank_that_never_starts_is_not_waited_for_without_end():
-    text = (
-        "import sys, os\n"
-        "from minidl.distributed import launch\n"
-        "if launch.launched().rank == 1: sys.exit(1)\n"
-        "launch.START_SECONDS = 1\n"
-        "launch.init()\n"
-    )
-    run = run_ranks(2, text)
-    assert run.returncode != 0 and run.seconds < 10
-    assert "wait_for_all_ranks_to_start" in run.stderr
-
-
 def exit_on_one(communicator):
     communicator.barrier()
     if communicator.rank == 1:
@@ -373,99 +308,6 @@ def end_one_later(communicator):
 def test_ranks_may_end_at_different_times():
     run = run_ranks(3, end_one_later)
     assert (run.returncode, run.stdout, run.stderr) == (0, "saved\n", "")
-
-
-@mpi
-def test_ranks_with_other_code_are_named(tmp_path):
-    if reason := why_no_ranks():
-        pytest.skip(reason)
-    shutil.copytree(ROOT / "minidl", tmp_path / "minidl")
-    with open(tmp_path / "minidl" / "array" / "errors.py", "a") as file:
-        file.write("# changed\n")
-    script = tmp_path / "scripts" / "start.py"
-    script.parent.mkdir()
-    script.write_text("from minidl.distributed import init; init(); print('started')")
-    python = [sys.executable, str(script)]
-    other = ["-env", "PYTHONPATH", str(tmp_path), *python]
-    run = run_job([find_mpiexec(), "-n", "1", *python, ":", "-n", "2", *other])
-    assert run.returncode == 1 and run.seconds < 10
-    assert re.search(
-        r"not the same on all ranks: rank 0 on \S+ has 0\S+ \(\w{8}\), "
-        r"rank 1 on \S+ has 0\S+ \(\w{8}\), rank 2 on",
-        run.stderr,
-    )
-    assert run.stderr.count("not the same") == 1
-    assert "Traceback" not in run.stderr and "started" not in run.stdout
-
-
-def test_a_launcher_without_mpi4py_is_one_clear_error():
-    text = (
-        "import sys; sys.modules['mpi4py'] = None\n"
-        "from minidl.distributed import init\n"
-        "from minidl.array.errors import DependencyError\n"
-        "try: init()\n"
-        "except DependencyError as error: print(error)\n"
-    )
-    run = run_job([sys.executable, "-c", text], PMI_RANK="1", PMI_SIZE="2")
-    assert "MPICH has started 2 ranks" in run.stdout
-    assert 'pip install "minidl[mpi]"' in run.stdout and not run.stderr
-
-
-@mpi
-def test_an_mpi_that_does_not_know_the_launcher_is_refused():
-    if reason := why_no_ranks():
-        pytest.skip(reason)
-    text = "from minidl.distributed import init; init()"
-    place = {"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "2"}
-    run = run_job([sys.executable, "-c", text], **place)
-    assert run.returncode == 1
-    assert "MVAPICH2 has started 2 ranks" in run.stderr and "sees 1" in run.stderr
-
-
-def test_without_a_launcher_nothing_needs_mpi():
-    text = (
-        "import sys\n"
-        "from minidl.distributed import init\n"
-        "c = init()\n"
-        "assert c is init() and sys.excepthook is sys.__excepthook__\n"
-        "print(c.size, c.backend, 'mpi4py' in sys.modules)\n"
-    )
-    run = run_job([sys.executable, "-c", text])
-    assert run.stdout.split() == ["1", "alone", "False"], run.stderr
-
-
-@pytest.mark.parametrize(
-    "environ, expected",
-    [
-        ({}, None),
-        ({"PMI_RANK": "2", "PMI_SIZE": "3"}, ("MPICH", 2, 3)),
-        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
-        (
-            {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
-            ("Open MPI", 0, 4),
-        ),
-        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, ("Slurm", 1, 2)),
-        # a batch script is no rank, whatever number of tasks it was given
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),
-        # mpiexec inside a step of one task
-        (
-            {
-                "SLURM_PROCID": "0",
-                "SLURM_STEP_NUM_TASKS": "1",
-                "PMI_RANK": "1",
-                "PMI_SIZE": "2",
-            },
-            ("MPICH", 1, 2),
-        ),
-    ],
-)
-def test_launchers_are_known_by_their_environment(environ, expected):
-    assert launched(environ) == expected
-
-
-def test_init_refuses_an_unknown_backend():
-    with pytest.raises(ValueError, match="'gloo'"):
-        init("gloo")
 
 
 def test_simulated_raises_the_exception_and_names_the_rank():

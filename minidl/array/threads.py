@@ -48,8 +48,8 @@ def _default() -> tuple[int, str]:
     return own, why
 
 
-def _cores_of_launcher() -> int:
-    """How many cores the process may use that has started the ranks of this host.
+def launcher() -> int:
+    """The process that has started the ranks of this host.
 
     It is the nearest above this one that is no rank itself, as a script around
     Python is.
@@ -62,8 +62,13 @@ def _cores_of_launcher() -> int:
             process = int(stat.rpartition(")")[2].split()[1])
     except OSError:
         pass  # of another user, so no rank of this one
+    return process
+
+
+def _cores_of_launcher() -> int:
+    """How many cores the launcher may use."""
     try:
-        return len(os.sched_getaffinity(process))
+        return len(os.sched_getaffinity(launcher()))
     except OSError:
         return len(os.sched_getaffinity(0))
 

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 
 from minidl.array.errors import MinidlError
+from minidl.distributed.witness import Witness
 
 PATIENCE = 1.0  # seconds that rank 0 may be behind the others in failing
 LINGER = 0.3  # MPICH's mpiexec drops what it has not read when a rank aborts
@@ -58,17 +61,25 @@ def report(exception, communicator):
     time.sleep(LINGER)
 
 
-def fail_to_start(error, rank):
-    """Say what a rank lacks to start MPI, and end the job, whose other ranks wait.
+class Unstarted:
+    """A rank that has not started MPI, for which the others may wait to start."""
 
-    By a signal: before MPI has started, MPICH's mpiexec does not heed an exit status.
-    """
-    if rank:  # all may lack it
-        time.sleep(PATIENCE + min(0.1 * rank, 1.0))
-    sys.stderr.write(f"{error}\n")
-    sys.stderr.flush()
-    time.sleep(LINGER)
-    os.kill(os.getpid(), signal.SIGTERM)
+    doing = ""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.host = rank, size, socket.gethostname()
+
+    def failed(self, exception):
+        """Report an exception that nobody caught, and let the launcher end the job.
+
+        By a signal: before MPI has started, MPICH's mpiexec does not heed an exit
+        status.
+        """
+        with suppress(OSError):  # those that wait need not say whom they miss
+            Witness(self.rank, self.size).dismiss(spoken=True)
+        report(exception, self)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever handles it
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def install(communicator):

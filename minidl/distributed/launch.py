@@ -1,7 +1,8 @@
 """Finding the ranks of this job, and checking that they fit together.
 
-Call `init()` first: an exception ends the job on all ranks from then on, and no
-sooner.
+Under a launcher, an exception that ends a rank ends the job on all of them from the
+import on. A rank that ends otherwise before `init()`, as by sys.exit, some launchers
+(MPICH's) take for one that has done its work: so call it first.
 """
 
 import atexit
@@ -71,8 +72,9 @@ def init(
     otherwise is an error (None: as the environment's MINIDL_SHARE_GPUS says, 0 or 1).
 
     A second call returns the same communicator. On several ranks, an exception that
-    nobody catches ends the job on all of them from now on. Raises DependencyError
-    without mpi4py, and DistributedError, on every rank, when ranks run different code.
+    nobody catches ends the job on all of them, from now on in any thread; after
+    init("alone") it ends this process as any other. Raises DependencyError without
+    mpi4py, and DistributedError, on every rank, when ranks run different code.
     """
     global _communicator
     if backend not in (None, "alone", "mpi", "nccl"):
@@ -88,6 +90,7 @@ def init(
         return _communicator
     if backend == "alone" or backend is None and not launched():
         _communicator = Alone()
+        fail_alone()
     else:
         if share_gpus is None:
             share_gpus = sharing_wanted()
@@ -115,16 +118,18 @@ def start_mpi(timeout, backend, share_gpus) -> Communicator:
     witness = Witness(launch.rank, launch.size)
     try:
         MPI = import_mpi(launch)
-    except DependencyError:
-        witness.dismiss(spoken=True)  # this rank says itself what it lacks
+        wait_for_all_ranks_to_start(MPI, witness, timeout)
+        communicator = MPICommunicator(MPI, timeout, witness, backend, share_gpus)
+    except BaseException:
+        witness.dismiss(spoken=True)  # this rank says itself what has happened
         raise
-    wait_for_all_ranks_to_start(MPI, launch, witness, timeout)
-    communicator = MPICommunicator(MPI, timeout, witness, backend, share_gpus)
     if communicator.size > 1:
         failing.install(communicator)
         if isinstance(sys.stdout, TextIOWrapper):
             # a rank that is killed takes its unwritten lines with it
             sys.stdout.reconfigure(line_buffering=True)
+    else:
+        fail_alone()
     check_size(communicator, launch, MPI.Get_library_version())
     check_code(communicator)
     atexit.register(say_goodbye, communicator)
@@ -151,21 +156,20 @@ def import_mpi(launch):
     return MPI
 
 
-def wait_for_all_ranks_to_start(MPI, launch, witness, timeout):
+def wait_for_all_ranks_to_start(MPI, witness, timeout):
     """Start MPI, which returns when all ranks have.
 
-    A rank that ended before would be waited for without end, deaf to interrupts:
-    this prints where it waits, and gives up, after `timeout` or START_SECONDS.
+    A rank that ended before would be waited for without end, with Python at a stand:
+    after `timeout` or START_SECONDS this process ends, and its witness says why.
     """
-    witness.note(f"waiting for all {launch.size} ranks to start")
     seconds = min(timeout, START_SECONDS)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-    try:
-        if not MPI.Is_initialized():
-            MPI.Init_thread()
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    witness.note("starting")
+    with open(os.devnull, "w") as nowhere, witness.waiting(seconds):
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            if not MPI.Is_initialized():
+                MPI.Init_thread()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def check_size(communicator, launch, library):
@@ -207,6 +211,17 @@ def code_digest(package):
     return digest.hexdigest()
 
 
+def fail_unstarted(kind, exception, trace):
+    """The excepthook of a rank until `init`: the others may wait for it to start."""
+    failing.Unstarted(_launch.rank, _launch.size).failed(exception)
+
+
+def fail_alone():
+    """Let an exception end this process as any other."""
+    if sys.excepthook is fail_unstarted:
+        sys.excepthook = sys.__excepthook__
+
+
 def say_goodbye(communicator):
     """Close at exit; when that fails, so does the job."""
     try:
@@ -214,3 +229,8 @@ def say_goodbye(communicator):
     except BaseException as error:
         communicator.failed(error)
         raise
+
+
+_launch = launched()
+if _launch:
+    sys.excepthook = fail_unstarted

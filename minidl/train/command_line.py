@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from minidl import __version__
-from minidl.array.errors import DependencyError, MinidlError
-from minidl.distributed import init, is_initialized, launched
-from minidl.distributed.failing import fail_to_start
+from minidl.array.errors import MinidlError
+from minidl.distributed import init, launched
 from minidl.train import collective_bench, comparison, doctor, verification
 from minidl.train.evaluation import evaluate_checkpoint
 from minidl.train.flags import (
@@ -151,15 +150,13 @@ def main(argv: list[str] | None = None) -> int:
         command = f"minidl {arguments.command}"
         return arguments.run(arguments) or 0
     except MinidlError as error:
-        if launched() and is_initialized():
+        if launched():
             raise  # all ranks end, and one of them speaks
-        if launched() and isinstance(error, DependencyError):
-            fail_to_start(f"{command}: {error}", launched().rank)
         if not isinstance(error, ReaderGoneError):
             say(f"{command}: {error}")
         return error.status
     except KeyboardInterrupt:
-        if launched() and is_initialized():
+        if launched():
             raise
         say(f"{command}: interrupted")
         return 130

@@ -5,7 +5,7 @@ from math import inf, nan
 from pathlib import Path
 
 from minidl.array.errors import UsageError
-from minidl.distributed import TIMEOUT
+from minidl.distributed import TIMEOUT, init
 from minidl.train.output import say, tell
 from minidl.train.precision import PRECISIONS
 
@@ -22,7 +22,10 @@ class Parser(argparse.ArgumentParser):
         tell(message.rstrip())  # help and version; argparse would hide a full disk
 
     def error(self, message: str):
-        say(f"{self.prog}: {message} (see {self.prog} --help)")
+        sentence = f"{self.prog}: {message} (see {self.prog} --help)"
+        # other ranks may have been told otherwise, and wait for this one
+        init().failed(UsageError(sentence))
+        say(sentence)
         raise SystemExit(2)
 
 
