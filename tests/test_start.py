@@ -117,7 +117,7 @@ def test_of_many_ranks_that_do_not_start_some_are_named(tmp_path, monkeypatch):
         assert file.read_text().splitlines()[0] == (
             "was killed, or gave up after 5 s, while it waited for all 20 ranks to "
             "start; nothing was heard of rank 1, rank 2, rank 4, rank 5, rank 6, "
-            "rank 7, rank 8, rank 9, 10 more on this host"
+            "rank 7, rank 8, rank 9 and 10 more on this host"
         )
     assert not list(tmp_path.iterdir())
     one.dismiss()

@@ -42,3 +42,9 @@ class DistributedError(MinidlError, RuntimeError):
 
 class DependencyError(MinidlError, ImportError):
     """An optional package that is needed and is not installed."""
+
+
+def listed(items: list, most: int = 4) -> str:
+    """'a, b, c and 5 more', for a message that is to be read however many there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more

@@ -12,7 +12,8 @@ from collections import Counter
 
 import numpy as np
 
-from minidl.distributed.differences import beyond, distances, listed, multiple
+from minidl.array.errors import listed
+from minidl.distributed.differences import beyond, distances, multiple
 
 SEED = "rank-dependent seed"
 SHUFFLE = "different shuffling"

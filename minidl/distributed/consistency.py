@@ -5,7 +5,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from minidl.array.errors import DistributedError
+from minidl.array.errors import DistributedError, listed
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
 from minidl.nn.module import Module
@@ -31,9 +31,8 @@ def check_still_same(module: Module, communicator: Communicator, when: str) -> N
     others = different(module.named_parameters(), communicator)
     if others:
         named = [f"that of rank {rank} (first in {name})" for rank, name in others]
-        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
         raise DistributedError(
-            f"{when} the model of rank 0 differs from {', '.join(named[:8])}{more}: "
+            f"{when} the model of rank 0 differs from {listed(named, 8)}: "
             "some rank has changed its weights by other gradients than the rest, or "
             "its memory is faulty; continue from the last checkpoint"
         )

@@ -48,9 +48,3 @@ def multiple(
     k = float(g @ c / (c @ c))
     error = np.abs(g - k * c).max()
     return k if error <= 100 * tolerance * np.abs(g).max() else None
-
-
-def listed(items: list, most: int = 4) -> str:
-    """'a, b, c, d and 5 more'"""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import minidl
 from minidl.array.device import canonical_device
-from minidl.array.errors import DependencyError, DistributedError
+from minidl.array.errors import DependencyError, DistributedError, listed
 from minidl.distributed import failing
 from minidl.distributed.communicator import Alone, Communicator, simulated
 from minidl.distributed.mpi import MPICommunicator
@@ -194,10 +194,9 @@ def check_code(communicator, package=Path(minidl.__file__).parent):
         if its_version != version
     ]
     if others:
-        more = f" and {len(others) - 8} more ranks differ" if len(others) > 8 else ""
         raise DistributedError(
             f"minidl is not the same on all ranks: rank 0 on {host} has {version}, "
-            f"{', '.join(others[:8])}{more}; install one version everywhere"
+            f"{listed(others, 8)}; install one version everywhere"
         )
 
 

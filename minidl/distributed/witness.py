@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
+from minidl.array.errors import listed
 from minidl.array.threads import launcher
 
 # Builtins alone, for speed. $1: the rank; $2: a file that is there once one has spoken;
@@ -46,7 +47,6 @@ sleep 5
 rm -f "$2" "$3"
 """
 LEFT = 10.0  # seconds: a shell that has spoken removes its file sooner
-NAMES = 8  # how many ranks are named, at most
 
 
 class Witness:
@@ -93,15 +93,13 @@ class Witness:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         with os.fdopen(os.open(self._waiting, flags, 0o600), "r+") as file:
             flock(file, LOCK_EX)
-            listed = file.read().splitlines()[1:] or range(self._size)
-            missing = [rank for rank in map(int, listed) if rank != self._rank]
+            before = file.read().splitlines()[1:] or range(self._size)
+            missing = [rank for rank in map(int, before) if rank != self._rank]
             said = f"was killed, or gave up after {seconds:g} s, while it waited for "
             said += f"all {self._size} ranks to start"
             if missing:
-                names = [f"rank {rank}" for rank in missing[:NAMES]]
-                if missing[NAMES:]:
-                    names.append(f"{len(missing) - NAMES} more")
-                said += f"; nothing was heard of {', '.join(names)} on this host"
+                names = listed([f"rank {rank}" for rank in missing], 8)
+                said += f"; nothing was heard of {names} on this host"
             file.seek(0)
             file.truncate()
             print(said, *missing, sep="\n", file=file)

@@ -1,6 +1,7 @@
 """What is wrong with the ranks of a job, and what is merely missing, in sentences."""
 
 from minidl.array.device import gpu_available, why_no_gpu
+from minidl.array.errors import listed
 
 PACKAGES = {  # what is optional: what needs it, and what installs it
     "safetensors": ("checkpoints", "safetensors"),
@@ -75,9 +76,9 @@ def skew(everyone: list[dict]) -> list[str]:
             version = own["versions"][what] or "none"
             holders.setdefault(version, []).append(own)
         if len(holders) > 1 and what != "CUDA driver":
-            listed = ", ".join(f"{v} on {names(own)}" for v, own in holders.items())
+            versions = ", ".join(f"{v} on {names(o)}" for v, o in holders.items())
             found.append(
-                f"{what} is not the same on all ranks: {listed}; install one version "
+                f"{what} is not the same on all ranks: {versions}; install one version "
                 "everywhere"
             )
     return found
@@ -139,15 +140,13 @@ def name(own: dict) -> str:
     return f"rank {own['rank']} on {own['host']}"
 
 
-def names(some: list[dict], most: int = 8) -> str:
+def names(some: list[dict]) -> str:
     """Ranks by host: rank 0 on node1; ranks 1, 3 on node2."""
     hosts: dict[str, list[int]] = {}
     for own in some:
         hosts.setdefault(own["host"], []).append(own["rank"])
     parts = []
     for host, ranks in hosts.items():
-        shown = [str(rank) for rank in ranks[:most]]
-        more = f" and {len(ranks) - most} more" if len(ranks) > most else ""
         many = "s" if len(ranks) > 1 else ""
-        parts.append(f"rank{many} {', '.join(shown)}{more} on {host}")
+        parts.append(f"rank{many} {listed(ranks, 8)} on {host}")
     return "; ".join(parts)
