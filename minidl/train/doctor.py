@@ -31,7 +31,7 @@ from minidl.distributed.launch import Launch, code_digest, sharing_wanted
 from minidl.distributed.library import mpi_facts
 from minidl.train.collective_bench import timed
 from minidl.train.findings import PACKAGES, hints, problems
-from minidl.train.flags import add_device, number
+from minidl.train.flags import add_device, add_timeout
 from minidl.train.output import Aside, leading, tell
 
 SIZES = [8, 4096, 262144, 4 << 20]  # bytes
@@ -48,13 +48,7 @@ def add_command(commands) -> None:
     command.add_argument(
         "--json", action="store_true", help="print it all as one JSON object"
     )
-    command.add_argument(
-        "--timeout",
-        type=number(float, 0, above=True),
-        default=SECONDS,
-        metavar="SECONDS",
-        help=f"how long to wait for ranks and devices ({SECONDS:.0f})",
-    )
+    add_timeout(command, SECONDS, "how long to wait for ranks and devices")
 
 
 def run(arguments) -> int:

@@ -149,11 +149,15 @@ def add_precision(command) -> None:
     )
 
 
-def add_timeout(command) -> None:
+def add_timeout(
+    command,
+    seconds: float = TIMEOUT,
+    what: str = "how long ranks wait for one that does not come",
+) -> None:
     command.add_argument(
         "--timeout",
         type=number(float, 0, above=True),
-        default=TIMEOUT,
+        default=seconds,
         metavar="SECONDS",
-        help=f"how long ranks wait for one that does not come ({TIMEOUT:.0f})",
+        help=f"{what} ({seconds:.0f})",
     )
