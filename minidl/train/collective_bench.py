@@ -24,7 +24,7 @@ from minidl.train.flags import (
     number,
 )
 from minidl.train.output import tell
-from minidl.train.recipe import Settings, build_model, place
+from minidl.train.recipe import Settings, build_model
 from minidl.train.step import train_step
 
 SIZES = [8 * 8**k for k in range(8)]  # bytes: 8 to 16 MiB
@@ -91,7 +91,7 @@ def run(arguments) -> None:
             "one rank has nobody to talk to: mpirun -n 2 minidl bench --collectives, "
             "or give a link by --alpha-us and --gb-per-s"
         )
-    device = place(arguments.device, communicator)
+    device = communicator.place(arguments.device)
     with use_device(device):
         if communicator.size > 1:
             lines, link = measured(communicator, device)

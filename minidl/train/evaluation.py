@@ -9,7 +9,7 @@ from minidl.data import load
 from minidl.distributed import Communicator, DataParallel
 from minidl.train.checkpoint import load_model
 from minidl.train.precision import Precision
-from minidl.train.recipe import Settings, build_model, loader_of, place
+from minidl.train.recipe import Settings, build_model, loader_of
 from minidl.train.trainer import evaluate
 
 
@@ -18,7 +18,7 @@ def evaluate_checkpoint(
 ) -> tuple[float, float, int]:
     """(loss, accuracy, samples) of a checkpoint on the whole test set."""
     state, config, scaling = load_model(Path(path))
-    device = place(settings.device, communicator)
+    device = communicator.place(settings.device)
     trained = config.get("precision", "fp32")  # missing: of a time without a choice
     precision = Precision(settings.precision or trained, device)
     name = settings.dataset or config["dataset"]

@@ -14,7 +14,6 @@ from minidl.nn.init import kaiming_normal_
 from minidl.ops.creation import tensor
 from minidl.optim import Adam
 from minidl.train.output import tell
-from minidl.train.recipe import place
 from minidl.train.step import train_step
 
 WIDTH, LAYERS = 707, 50  # 25,027,800 parameters in 100 arrays
@@ -30,7 +29,7 @@ def run(arguments) -> None:
             "one rank has nobody to exchange with: mpirun -n 2 minidl bench --exchange"
         )
     share = -(-(arguments.batch_size or SHARE * communicator.size) // communicator.size)
-    device = place(arguments.device, communicator)
+    device = communicator.place(arguments.device)
     with use_device(device):
         times = measured(communicator, device, share, arguments.rounds)
     tell("\n".join(table(communicator, share, times)))

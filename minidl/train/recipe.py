@@ -110,11 +110,6 @@ def build_optimizer(settings: Settings, model: Module) -> Optimizer:
     )
 
 
-def place(device: str, communicator: Communicator) -> str:
-    """The device of this rank, agreed on with the others."""
-    return communicator.place(device)
-
-
 def loader_of(dataset: Dataset, settings, communicator, scaling, device, train: bool):
     """Minibatches of this rank's share, scaled, on its device."""
     sampler = Sampler(
@@ -138,7 +133,7 @@ def train(settings: Settings, communicator: Communicator) -> list[Metrics]:
     lead = communicator.rank == 0
     if lead:  # all that can be refused is refused before a file is touched
         require_packages()
-    device = place(settings.device, communicator)
+    device = communicator.place(settings.device)
     precision = Precision(settings.precision, device)
     if settings.precision == "tf32" and device == "cpu":
         raise UsageError("tf32 is a way in which GPUs multiply: on a CPU choose fp32")

@@ -17,7 +17,7 @@ from minidl.train.flags import (
     number,
 )
 from minidl.train.output import tell
-from minidl.train.recipe import Settings, build_model, place
+from minidl.train.recipe import Settings, build_model
 
 
 def add_command(commands) -> None:
@@ -68,7 +68,7 @@ def run(arguments) -> int:
     samples = 4 * batch_size + uneven(batch_size, ranks)
     inputs = scaling(training.images[:samples])
     labels = training.labels[:samples].astype("int64")
-    device = place(arguments.device, communicator)
+    device = communicator.place(arguments.device)
 
     def make_model():
         shape, classes = training.images.shape[1:], len(training.classes)
