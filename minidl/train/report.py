@@ -1,7 +1,8 @@
 """What one sees of a training: a progress bar, a line an epoch, a file, a picture."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from minidl.array.errors import DependencyError
@@ -93,30 +94,40 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def draw_curves(history: list, path: Path, title: str) -> None:
-    """A picture of losses and accuracy over the epochs."""
+@contextmanager
+def picture(path: Path, title: str) -> Iterator[tuple]:
+    """Two plots over the epochs, drawn inside, and then written to a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [metrics.epoch for metrics in history]
-    marker = "o" if len(epochs) < 30 else None
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    left.plot(epochs, [m.train_loss for m in history], marker=marker, label="training")
-    left.plot(epochs, [m.test_loss for m in history], marker=marker, label="test")
-    left.set(xlabel="epoch", ylabel="loss", yscale="log")
-    left.legend()
-    accuracy = [100 * m.test_accuracy for m in history]
-    right.plot(epochs, accuracy, marker=marker, color="tab:green")
-    right.set(
-        xlabel="epoch",
-        ylabel="test accuracy (%)",
-        title=f"{accuracy[-1]:.2f} % after {epochs[-1]} epochs",
-    )
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+    plots = figure.subplots(1, 2)
+    yield tuple(plots)
+    for plot in plots:
+        plot.set_xlabel("epoch")
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plot.grid(alpha=0.3)
     figure.suptitle(title)
     replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def draw_curves(history: list, path: Path, title: str) -> None:
+    """A picture of losses and accuracy over the epochs."""
+    epochs = [metrics.epoch for metrics in history]
+    marker = "o" if len(epochs) < 30 else None
+    with picture(path, title) as (left, right):
+        for label, losses in (
+            ("training", [m.train_loss for m in history]),
+            ("test", [m.test_loss for m in history]),
+        ):
+            left.plot(epochs, losses, marker=marker, label=label)
+        left.set(ylabel="loss", yscale="log")
+        left.legend()
+        accuracy = [100 * m.test_accuracy for m in history]
+        right.plot(epochs, accuracy, marker=marker, color="tab:green")
+        right.set(
+            ylabel="test accuracy (%)",
+            title=f"{accuracy[-1]:.2f} % after {epochs[-1]} epochs",
+        )

@@ -1,14 +1,15 @@
 """Trainings side by side: a table, a CSV file and a picture."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
-from minidl.train.files import replace_file
 from minidl.train.progress import Metrics
+from minidl.train.report import picture
 
 
 @dataclass(frozen=True)
@@ -72,37 +73,21 @@ def table(runs: list[Run]) -> list[str]:
 
 def draw(runs: list[Run], path: Path, title: str) -> None:
     """Test loss and accuracy over the epochs; over several seeds, mean and range."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    with picture(path, title) as (left, right):
+        for (name, ranks), some in grouped(runs).items():
+            label = name if ranks == 1 else f"{name}, {ranks} ranks"
+            draw_range(left, some, lambda m: m.test_loss, label)
+            draw_range(right, some, lambda m: 100 * m.test_accuracy, label)
+        left.set(ylabel="test loss", yscale="log")
+        right.set(ylabel="test accuracy (%)")
+        left.legend()
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for (name, ranks), some in grouped(runs).items():
-        epochs = [metrics.epoch for metrics in some[0].history]
-        label = name if ranks == 1 else f"{name}, {ranks} ranks"
-        for axes, factor, what in (
-            (left, 1, "test_loss"),
-            (right, 100, "test_accuracy"),
-        ):
-            values = np.array(
-                [[factor * getattr(m, what) for m in one.history] for one in some]
-            )
-            (line,) = axes.plot(epochs, values.mean(0), marker="o", label=label)
-            if len(some) > 1:
-                axes.fill_between(
-                    epochs,
-                    values.min(0),
-                    values.max(0),
-                    color=line.get_color(),
-                    alpha=0.2,
-                )
-    left.set(xlabel="epoch", ylabel="test loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="test accuracy (%)")
-    left.legend()
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+def draw_range(plot, some: list[Run], of: Callable, label: str) -> None:
+    """What `of` tells of the metrics of each epoch: its mean and its range."""
+    epochs = [metrics.epoch for metrics in some[0].history]
+    values = np.array([[of(metrics) for metrics in one.history] for one in some])
+    (line,) = plot.plot(epochs, values.mean(0), marker="o", label=label)
+    if len(some) > 1:
+        low, high = values.min(0), values.max(0)
+        plot.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2)
