@@ -14,6 +14,7 @@ import minidl
 from minidl.array import loops
 from minidl.array.device import cupy_module, gpu_available
 from minidl.array.kernel import Kernel
+from minidl.array.threads import get_num_threads, set_num_threads
 from minidl.ops.pointwise import Pointwise
 
 settings.register_profile(
@@ -50,6 +51,17 @@ def without_collector():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(scope="module")
+def quickly():
+    """Trainings without pictures, and on one thread: the arrays are small."""
+    threads = get_num_threads()
+    set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minidl.train.recipe.draw_curves", lambda *_: None)
+        yield
+    set_num_threads(threads)
 
 
 @pytest.fixture

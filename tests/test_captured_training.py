@@ -1,45 +1,32 @@
 """Training by captured steps: the command, the trainer, when it looks at the loss."""
 
-import json
 import os
 import signal
 
 import numpy as np
 import pytest
+import trainings
 
 import minidl as md
 from minidl import data, nn, optim
 from minidl.array.errors import UsageError
-from minidl.array.threads import get_num_threads, set_num_threads
 from minidl.distributed import Alone, DataParallel, Simulated
 from minidl.train import CapturedStep, DivergedError, Progress, Trainer, train_step
 from minidl.train.captured import step_for
-from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
 from minidl.train.progress import LOOK_EVERY, Tally
-from minidl.train.recipe import Settings, train
+from minidl.train.recipe import Settings
 from minidl.train.report import Reporter
 from minidl.train.resume import Stopped
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Without pictures, and on one thread: the arrays are small."""
-    threads = get_num_threads()
-    set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minidl.train.recipe.draw_curves", lambda *_: None)
-        yield
-    set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 def trained(out, graph: str, **more) -> tuple[dict, list]:
     """The weights, and the metrics but for times."""
     flags = {"model": "mlp", "batch_size": 100, "epochs": 2, "device": "gpu", **more}
-    train(Settings(graph=graph, out=str(out), **flags), Alone())
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-    kept = [{k: v for k, v in x.items() if "second" not in k} for x in lines]
-    return load_model(out / "model.safetensors")[0], kept
+    trainings.run(Settings(graph=graph, out=str(out), **flags))
+    return trainings.weights(out), trainings.metrics(out)
 
 
 @pytest.mark.slow
@@ -152,7 +139,7 @@ def test_what_the_flag_chooses(graph, device, kind):
 
 def test_a_flag_that_is_none(tmp_path):
     with pytest.raises(UsageError, match="one of on, off, auto, not 'maybe'"):
-        train(Settings(graph="maybe", out=str(tmp_path)), Alone())
+        trainings.run(Settings(graph="maybe", out=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 

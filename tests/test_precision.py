@@ -5,57 +5,33 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import trainings
+from trainings import same_bits, weights
 
 import minidl as md
 from minidl import data, nn, optim
 from minidl.array.device import bfloat16
 from minidl.array.errors import DependencyError, UsageError
-from minidl.array.threads import get_num_threads, set_num_threads
-from minidl.distributed import Alone, DataParallel, Simulated
+from minidl.distributed import Alone, DataParallel
 from minidl.train import DivergedError, Trainer
-from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
 from minidl.train.evaluation import evaluate_checkpoint
 from minidl.train.precision import START, Precision
 from minidl.train.progress import LOOK_EVERY
-from minidl.train.recipe import Settings, train
+from minidl.train.recipe import Settings
 from minidl.train.store import read
 from minidl.train.trainer import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("quickly")
 needs_bfloat16 = pytest.mark.skipif(bfloat16 is None, reason="no ml_dtypes")
 LOW = [pytest.param("bf16", marks=needs_bfloat16), "fp16"]
 SETTINGS = {"model": "mlp", "batch_size": 100, "epochs": 2, "device": "cpu"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Without pictures, and on one thread: the arrays are small."""
-    threads = get_num_threads()
-    set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minidl.train.recipe.draw_curves", lambda *_: None)
-        yield
-    set_num_threads(threads)
-
-
 def run(out, ranks: int = 1, **more) -> list:
     """Train; the metrics but for times."""
-    settings = Settings(**{**SETTINGS, "out": str(out), **more})
-    communicators = Alone() if ranks == 1 else Simulated(ranks)
-    if ranks == 1:
-        train(settings, communicators)
-    else:
-        communicators.run(lambda communicator: train(settings, communicator))
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-    return [{k: v for k, v in x.items() if "second" not in k} for x in lines]
-
-
-def weights(out) -> dict:
-    return load_model(out / "model.safetensors")[0]
-
-
-def same_bits(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    trainings.run(Settings(**{**SETTINGS, "out": str(out), **more}), ranks)
+    return trainings.metrics(out)
 
 
 @pytest.fixture(scope="module")

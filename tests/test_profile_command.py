@@ -7,23 +7,12 @@ import pytest
 from ranks import run_ranks, why_no_ranks
 from test_profiler import assert_nested, lanes_of
 
-from minidl.array.threads import get_num_threads, set_num_threads
 from minidl.train import hooks
 from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
 
+pytestmark = pytest.mark.usefixtures("quickly")
 FLAGS = ["train", "--model", "mlp", "--batch-size", "200", "--epochs", "1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Without pictures, and on one thread: the arrays are small."""
-    threads = get_num_threads()
-    set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minidl.train.recipe.draw_curves", lambda *_: None)
-        yield
-    set_num_threads(threads)
 
 
 def names_of(lane) -> list[str]:

@@ -1,6 +1,5 @@
 """A training that was stopped and resumed is the training that was not."""
 
-import json
 import os
 import random
 import signal
@@ -13,61 +12,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trainings
 from ranks import ROOT, environment, find_mpiexec, why_no_ranks
+from trainings import metrics, same_bits, weights
 
 from minidl import Tensor, nn
 from minidl.array.errors import CheckpointError, DistributedError, UsageError
 from minidl.array.random import uniform
 from minidl.array.sampling import Sampler
-from minidl.array.threads import get_num_threads, set_num_threads
-from minidl.distributed import Alone, DataParallel, Simulated
+from minidl.distributed import Alone, DataParallel
 from minidl.optim import SGD, GradScaler
 from minidl.train import trainer
-from minidl.train.checkpoint import load_model
 from minidl.train.command_line import main
-from minidl.train.recipe import Settings, train
+from minidl.train.recipe import Settings
 from minidl.train.resume import Stopped
 from minidl.train.store import Store, read
 
+pytestmark = pytest.mark.usefixtures("quickly")
 STEPS = 15  # an epoch: 1437 samples in batches of 100, the last one of 37
 SETTINGS = Settings(model="mlp", batch_size=100, epochs=2, device="cpu")
 
 
-def weights(out) -> dict:
-    return load_model(out / "model.safetensors")[0]
-
-
-def metrics(out) -> list[dict]:
-    """metrics.jsonl without the times."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-    return [
-        {k: v for k, v in line.items() if "second" not in k and k != "seconds"}
-        for line in lines
-    ]
-
-
-def same_bits(a, b) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-
-
 def run(ranks: int, out, **more) -> None:
     """`train` on one rank, or on several simulated ones."""
-    settings = replace(SETTINGS, out=str(out), **more)
-    if ranks == 1:
-        train(settings, Alone())
-    else:
-        Simulated(ranks).run(lambda communicator: train(settings, communicator))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Without pictures, and on one thread: the arrays are small."""
-    threads = get_num_threads()
-    set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minidl.train.recipe.draw_curves", lambda *_: None)
-        yield
-    set_num_threads(threads)
+    trainings.run(replace(SETTINGS, out=str(out), **more), ranks)
 
 
 @pytest.fixture(scope="module")
