@@ -22,20 +22,27 @@ def small():
 
 
 def trained(communicator, device, rule, rank=0, size=1):
-    """The weights after steps over batches of 7, of which each rank has its share."""
+    """The weights after steps over batches of 7, of which each rank has its share.
+
+    The last step accumulates two of them.
+    """
     model = small().to(device)
     if size > 1:
         model = distributed.SyncBatchNorm.convert(model, communicator)
     parallel = distributed.DataParallel(model, communicator, bucket_cap_mb=0.0004)
     optimizer = rule(model.parameters(), parallel)
     rng = np.random.default_rng(0)
-    for _ in range(4):
+    for step in range(5):
         x, y = rng.standard_normal((7, 6)), rng.integers(0, 4, 7)
         images = tensor(x[rank::size], device=device)
         labels = tensor(y[rank::size], device=device)
-        optimizer.zero_grad()
+        if step == 3:
+            with parallel.no_sync():
+                parallel.backward(F.cross_entropy(parallel(images), labels))
+            continue
         parallel.backward(F.cross_entropy(parallel(images), labels))
         optimizer.step()
+        optimizer.zero_grad()
     return {name: to_numpy(p.data) for name, p in model.named_parameters()}
 
 
@@ -57,6 +64,38 @@ def train_as_one(c):
         got = trained(c, device, rule, c.rank, c.size)
         for name, weights in wanted.items():
             np.testing.assert_allclose(got[name], weights, rtol=1e-9, atol=1e-11)
+
+
+def test_the_mean_costs_no_pass_over_the_gradients(stand_in):
+    """Only sums that no_sync() has accumulated are divided, their count known last."""
+
+    def backward(parallel, size):
+        x = np.linspace(0, 1, 6 * size).reshape(size, 6)
+        labels = tensor(np.arange(size) % 4, device="cuda")
+        scores = parallel(tensor(x, device="cuda"))
+        parallel.backward(F.cross_entropy(scores, labels, ignore_index=1))
+
+    def gradient(plain):
+        return plain.weight.grad.numpy()
+
+    manual_seed(0)
+    parallel = distributed.DataParallel(
+        nn.Linear(6, 4, dtype="float64", device="cuda"), distributed.Alone()
+    )
+    stand_in.reset()
+    backward(parallel, 7)
+    assert "minidl_by_count" not in stand_in.launches and not stand_in.syncs
+    mean = gradient(parallel.module)
+    with pytest.raises(RuntimeError, match="not exchanged yet: call wait"):
+        for _ in range(2):
+            parallel.share(parallel(tensor(np.ones((2, 6)), device="cuda")).mean())
+    parallel.give_up()
+    parallel.zero_grad()
+    with parallel.no_sync():
+        backward(parallel, 7)
+    backward(parallel, 7)
+    assert stand_in.launches.count("minidl_by_count") == 1
+    np.testing.assert_allclose(gradient(parallel.module), mean, rtol=1e-12)
 
 
 @ranks

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from minidl.array.device import array_module, on_gpu
+from minidl.array.device import Array, array_module, is_array, on_gpu
 from minidl.autograd.mode import is_grad_enabled
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
@@ -40,8 +40,9 @@ class DataParallel:
     those of PyTorch's DistributedDataParallel where it has them; `communicator` is
     that of `init()` unless given, `overlap=False` chooses the naive exchange.
     `compression`, "float16" or "bfloat16", halves what is sent, and rounds it: to 11
-    or 8 binary digits. What is sent is the sum over a rank's samples, and float16
-    overflows at 65504: use it with a GradScaler, which then leaves out the step.
+    or 8 binary digits. What is sent is the sum over a rank's samples (with NCCL their
+    part of the mean), and float16 overflows at 65504: use it with a GradScaler, which
+    then leaves out the step.
 
     Raises DistributedError on every rank, here, if the ranks hold different weights.
     """
@@ -71,7 +72,7 @@ class DataParallel:
             if overlap
             else NaiveExchange(trained, self.communicator, half)
         )
-        self.count = 0.0
+        self.count: float | Array | None = 0.0  # None: gradients are means already
         self.begun = False  # whether there are gradients that are to be exchanged
         self.syncing = True
         self.exchanged = Exchanged()
@@ -81,6 +82,9 @@ class DataParallel:
             for p in module.parameters():
                 p.exchanged = self.exchanged if p.requires_grad else never
         check_same_weights(module, self.communicator)
+        if self.communicator.size > 1 and trained and on_gpu(trained[0].data):
+            nothing = trained[0].data.reshape(-1)[:0]
+            self.communicator.all_reduce(nothing)  # ranks agree how arrays travel
 
     def __call__(self, *inputs, **options):
         if is_grad_enabled():
@@ -99,13 +103,33 @@ class DataParallel:
         return ShardedExchange(parameters, self.communicator, self.bucket_cap_mb, half)
 
     def share(self, loss: Tensor) -> Tensor:
-        """What this rank differentiates: the sum behind a mean."""
+        """What this rank differentiates: its part of the global mean, or its sum.
+
+        The part where the global count can stay on the GPUs: they agree on it before
+        backward, so that no pass over the gradients has to divide them. What no_sync()
+        accumulates is sums, since its count is known last.
+        """
+        first, total = not self.begun, self.total(loss)
+        if not (first and self.syncing and is_array(self.count)):
+            return total
+        share = 1 / self.communicator.all_reduce(self.count)
+        self.count = None
+        return total * Tensor(share.astype(total.dtype))
+
+    def total(self, loss: Tensor) -> Tensor:
+        """The sum behind a mean, which `wait` divides by the global count."""
         if loss.total is None:
             raise RuntimeError(
                 "this loss does not know how many terms it is the mean over, which its "
                 "gradient on several ranks depends on: use a loss of minidl with "
                 "reduction='mean', or the mean() of your terms, as the last operation, "
                 "and give a GradScaler to backward(loss, scaler)"
+            )
+        if self.count is None:
+            raise RuntimeError(
+                "the gradients of the loss before are not exchanged yet: call wait() "
+                "after its backward, give_up() if that has failed, or accumulate "
+                "inside no_sync()"
             )
         if not self.begun:
             self.begun = True

@@ -2,7 +2,9 @@
 
 The truth is the global batch: what is differentiated on each rank is the *sum* of
 its losses, and the sum over all ranks is divided by the global count, so that uneven
-shares, ignored labels and accumulation come out as they would on one rank.
+shares, ignored labels and accumulation come out as they would on one rank. Where the
+global count is known before backward, the sum that is differentiated is divided by it,
+and the gradients' sums are means already: see `DataParallel.share`.
 
 `NaiveExchange` shows what must happen; `BucketedExchange` does it while backward is
 still running. Both leave the same numbers behind.
@@ -23,11 +25,16 @@ by_count = Kernel("by_count", outputs="g", scalars="count", body="g *= 1 / count
 
 
 def divide(gradients, count) -> None:
-    """g /= count, a number, or an array of one element where the gradients are."""
+    """g /= count: a number, an array of one element on the device, or None for 1."""
     if is_array(count):
         by_count(out=gradients, count=count)
-    else:
+    elif count is not None:
         gradients *= 1 / count
+
+
+def stays(count) -> bool:
+    """Whether a count is on the devices, and what is agreed with it is to be there."""
+    return count is None or is_array(count)
 
 
 class NaiveExchange:
@@ -47,8 +54,11 @@ class NaiveExchange:
     def ready(self, parameter: Tensor) -> None:
         """A parameter's gradient is complete: nothing to be done yet."""
 
-    def wait(self, count: float) -> None:
-        """Leave in every `grad` the sum over all ranks, divided by the global count."""
+    def wait(self, count) -> None:
+        """Leave in every `grad` the sum over all ranks, divided by the global count.
+
+        `count` is this rank's; None, on all ranks, for gradients divided already.
+        """
         total, present = self.agree(count)
         for p, somewhere in zip(self.parameters, present, strict=True):
             if somewhere:
@@ -96,10 +106,11 @@ class NaiveExchange:
         gradients NaN; as a number it is a DistributedError. A CUDA graph does not ask
         again who has gradients: it holds the answer of the step before.
         """
-        if is_array(count):
+        if stays(count):
             if not recording_graph():
                 self.agree(1.0)
-            self.communicator.all_reduce(count)
+            if count is not None:
+                self.communicator.all_reduce(count)
             if is_array(overflow):
                 self.overflow = self.communicator.all_reduce(overflow)
             return count, self.present
@@ -167,7 +178,7 @@ class BucketedExchange(NaiveExchange):
             self.send()
             self.communicator.poll()
 
-    def wait(self, count: float) -> None:
+    def wait(self, count) -> None:
         self.send_rest()
         total, present = self.agree(count)
         for bucket in self.buckets:

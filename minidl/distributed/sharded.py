@@ -7,10 +7,10 @@ Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Paramet
 Models", 2020, section 5.1: as much is sent as by an all-reduce.
 """
 
-from minidl.array.device import array_module, is_array
+from minidl.array.device import array_module
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.compression import compressed
-from minidl.distributed.exchange import Bucket, BucketedExchange, divide
+from minidl.distributed.exchange import Bucket, BucketedExchange, divide, stays
 from minidl.nn.parameter import FlatStorage, Parameter
 from minidl.nn.piece import Piece, pieces
 
@@ -99,7 +99,7 @@ class ShardedExchange(BucketedExchange):
     def owners(self) -> list:
         return [piece for bucket in self.buckets for piece in bucket.pieces]
 
-    def wait(self, count: float) -> None:
+    def wait(self, count) -> None:
         """Leave in every own piece's `grad` the mean over the global batch.
 
         The parameters' own `grad` is None again.
@@ -108,7 +108,7 @@ class ShardedExchange(BucketedExchange):
         for bucket in self.buckets:
             bucket.receive()
         own = [bucket.gradients[bucket.own] for bucket in self.buckets]
-        total, present = self.agree(count, overflow(own, is_array(count)))
+        total, present = self.agree(count, overflow(own, stays(count)))
         for gradients in own:
             divide(gradients, total)
         there = {

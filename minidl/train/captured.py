@@ -204,9 +204,6 @@ def step_for(graph: str, model, optimizer, device: str) -> CapturedStep | None:
         raise UsageError(f"graph is one of {', '.join(GRAPH)}, not {graph!r}")
     if graph == "off" or (graph == "auto" and device == "cpu"):
         return None
-    if model.communicator.size > 1 and device != "cpu":
-        first = next(model.parameters()).data[:0].reshape(-1)
-        model.communicator.all_reduce(first)  # ranks agree how arrays travel
     why_not = obstacle(model, optimizer, device)
     if graph == "on" and why_not:
         raise UsageError(f"--graph on: {why_not}; leave it out, or set it to off")
