@@ -24,17 +24,19 @@ def case(n, classes, dtype, scale=3.0):
     st.sampled_from(["float32", "float64"]),
     st.sampled_from([1, 1000]),
     st.sampled_from(["int64", "int32"]),
+    st.sampled_from([0.0, 0.3]),
 )
-def test_the_loops_are_the_formula(n, classes, dtype, scale, kind):
+def test_the_loops_are_the_formula(n, classes, dtype, scale, kind, smoothing):
     x, g, labels = case(n, classes, dtype, scale)
-    terms, p = raw.cross_entropy(x, labels.astype(kind))
-    gx = raw.deviation(g, p, labels.astype(kind))
+    terms, p = raw.cross_entropy(x, labels.astype(kind), smoothing)
+    gx = raw.deviation(g, p, labels.astype(kind), smoothing)
     exact, places = x.astype(float), (np.arange(n), labels)
     exact -= exact.max(1, keepdims=True)
     want = np.exp(exact) / np.exp(exact).sum(1, keepdims=True)
-    loss = np.log(np.exp(exact).sum(1)) - exact[places]
-    slope = want.copy()
-    slope[places] -= 1
+    target = np.full(exact.shape, smoothing / classes)
+    target[places] += 1 - smoothing
+    loss = np.log(np.exp(exact).sum(1)) - (target * exact).sum(1)
+    slope = want - target
     for got, right in ((p, want), (terms, loss), (gx, slope * g[:, None])):
         assert got.dtype == dtype and got.shape == right.shape
         assert np.abs(got - right).max() <= TOLERANCE[dtype] * (1 + np.abs(right).max())

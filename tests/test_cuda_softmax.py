@@ -80,8 +80,8 @@ def test_softmax_and_its_gradient(cupy, case, scale):
 
 
 @once
-@given(CASES, st.sampled_from([1, 30]))
-def test_cross_entropy_and_its_gradient(cupy, case, scale):
+@given(CASES, st.sampled_from([1, 30]), st.sampled_from([0.0, 0.3]))
+def test_cross_entropy_and_its_gradient(cupy, case, scale, smoothing):
     shape, dtype = case
     kind = "int32" if dtype == "float16" else "int64"
     draw = np.random.default_rng(shape[1])
@@ -90,17 +90,18 @@ def test_cross_entropy_and_its_gradient(cupy, case, scale):
     g = draw.normal(size=labels.shape).astype(dtype)
     wide = x.astype(float) - x.astype(float).max(1, keepdims=True)
     logs = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    target = np.full(shape, smoothing / shape[1])
     places = np.expand_dims(labels.astype(int), 1)
+    np.put_along_axis(target, places, 1 - smoothing + smoothing / shape[1], 1)
     (terms, p), count = launched(
-        cross_entropy.cross_entropy, cupy.asarray(x), cupy.asarray(labels)
+        cross_entropy.cross_entropy, cupy.asarray(x), cupy.asarray(labels), smoothing
     )
     assert count == 1
-    close(terms, -np.take_along_axis(logs, places, 1)[:, 0], dtype)
+    close(terms, -(target * logs).sum(1), dtype)
     close(p, np.exp(logs), dtype)
-    slope = p.get().astype(float)
-    np.put_along_axis(slope, places, np.take_along_axis(slope, places, 1) - 1, 1)
+    slope = p.get().astype(float) - target
     gx, count = launched(
-        cross_entropy.deviation, cupy.asarray(g), p, cupy.asarray(labels)
+        cross_entropy.deviation, cupy.asarray(g), p, cupy.asarray(labels), smoothing
     )
     assert count == 1
     close(gx, slope * np.expand_dims(g.astype(float), 1), dtype)

@@ -1,7 +1,9 @@
 """Cross entropy of raw arrays and its gradient: one compiled loop, one launch each.
 
-Scores are (N, C, *), labels (N, *) integers from 0 to C - 1. A row of scores is read
-once, by one thread, so results are the same for any number of threads.
+Scores are (N, C, *), labels (N, *) integers from 0 to C - 1. `smoothing` moves that
+share of each target to all classes alike: target = (1 - smoothing) one_hot(label) +
+smoothing / C. A row of scores is read once, by one thread, so results are the same for
+any number of threads.
 """
 
 import ctypes
@@ -23,9 +25,10 @@ _SOURCE = (
     + VECTOR_MATH
     + r"""
 typedef int64_t I;
-// terms = -log softmax(x)[label] and p = softmax(x), of n rows
+// terms = -sum(target log softmax(x)) and p = softmax(x), of n rows
 template <class T> static void forward(
-    const T* scores, const I* labels, T* terms, T* softmax, I n, I classes, I threads
+    const T* scores, const I* labels, T* terms, T* softmax, I n, I classes, I threads,
+    double smoothing
 ) {
     #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (I i = 0; i < n; ++i) {
@@ -38,27 +41,38 @@ template <class T> static void forward(
         for (I j = 0; j < classes; ++j) total += p[j];
         #pragma omp simd
         for (I j = 0; j < classes; ++j) p[j] /= total;
-        terms[i] = log(total) - (x[labels[i]] - top);
+        T target = x[labels[i]] - top;
+        if (smoothing) {  // 0 times an infinite rest would be NaN
+            T rest = 0;
+            #pragma omp simd reduction(+: rest)
+            for (I j = 0; j < classes; ++j) rest += x[j] - top;
+            target = target * T(1 - smoothing) + rest * T(smoothing / classes);
+        }
+        terms[i] = log(total) - target;
     }
 }
 
-// y = (p - one_hot(label)) g
+// y = (p - target) g
 template <class T> static void deviation(
-    const T* g, const I* labels, const T* p, T* y, I n, I classes, I threads
+    const T* g, const I* labels, const T* p, T* y, I n, I classes, I threads,
+    double smoothing
 ) {
+    const T even = smoothing / classes, own = 1 - smoothing;
     #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (I i = 0; i < n; ++i) {
         const I row = i * classes;
-        for (I j = row; j < row + classes; ++j) y[j] = p[j] * g[i];
-        y[row + labels[i]] -= g[i];
+        for (I j = row; j < row + classes; ++j) y[j] = (p[j] - even) * g[i];
+        y[row + labels[i]] -= own * g[i];
     }
 }
 
 #define FOR(T) extern "C" { \
     void forward_##T(const T* x, const I* labels, T* terms, T* p, I n, I classes, \
-        I threads) { forward<T>(x, labels, terms, p, n, classes, threads); } \
+        I threads, double smoothing) { \
+        forward<T>(x, labels, terms, p, n, classes, threads, smoothing); } \
     void deviation_##T(const T* g, const I* labels, const T* p, T* y, I n, \
-        I classes, I threads) { deviation<T>(g, labels, p, y, n, classes, threads); } }
+        I classes, I threads, double smoothing) { \
+        deviation<T>(g, labels, p, y, n, classes, threads, smoothing); } }
 FOR(float)
 FOR(double)
 """
@@ -104,41 +118,45 @@ def valid_labels(name: str, labels: Array, classes: int, ignored: int, dtype) ->
     return numpy.where(left_out, 0, labels), ~left_out, (~left_out).sum()
 
 
-def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
-    """(-log softmax(x)[label] over dim 1, softmax(x)): shapes (N, *) and (N, C, *).
+def cross_entropy(x: Array, labels: Array, smoothing: float = 0.0) -> tuple:
+    """(-sum(target log softmax(x)), softmax(x)) over dim 1: shapes (N, *), (N, C, *).
 
     Half precision is computed in float32 and rounded once, at the end.
     """
     if on_gpu(x):
-        return cuda_softmax.cross_entropy(x, labels)
+        return cuda_softmax.cross_entropy(x, labels, smoothing)
     loop = _loop("forward", x, labels)
     if loop is not None:
         terms, p = numpy.empty(len(x), x.dtype), numpy.empty(x.shape, x.dtype)
-        _run(loop, x.shape, x, labels, terms, p)
+        _run(loop, x.shape, smoothing, x, labels, terms, p)
         return terms, p
     wide = x.astype(numpy.float32) if x.dtype.itemsize < 4 else x
     p = wide - wide.max(axis=1, keepdims=True)
-    chosen = numpy.take_along_axis(p, numpy.expand_dims(labels, 1), 1)
+    target = numpy.take_along_axis(p, numpy.expand_dims(labels, 1), 1)
+    if smoothing:
+        even = p.mean(axis=1, keepdims=True)
+        target = target * (1 - smoothing) + even * smoothing
     numpy.exp(p, out=p)
     total = p.sum(axis=1, keepdims=True)
     p /= total
-    terms = (numpy.log(total) - chosen).reshape(labels.shape)
+    terms = (numpy.log(total) - target).reshape(labels.shape)
     return terms.astype(x.dtype, copy=False), p.astype(x.dtype, copy=False)
 
 
-def deviation(g: Array, p: Array, labels: Array) -> Array:
-    """(p - one_hot(label)) g, the gradient of the scores; g (N, *)."""
+def deviation(g: Array, p: Array, labels: Array, smoothing: float = 0.0) -> Array:
+    """(p - target) g, the gradient of the scores; g (N, *)."""
     if on_gpu(p):
-        return cuda_softmax.deviation(g, p, labels)
+        return cuda_softmax.deviation(g, p, labels, smoothing)
     loop = _loop("deviation", p, labels) if g.dtype == p.dtype else None
     if loop is not None:
         y = numpy.empty(p.shape, p.dtype)
-        _run(loop, p.shape, g, labels, p, y)
+        _run(loop, p.shape, smoothing, g, labels, p, y)
         return y
-    y = p * numpy.expand_dims(g, 1)
+    even = smoothing / max(p.shape[1], 1)
+    y = (p - even if even else p) * numpy.expand_dims(g, 1)
     places = list(numpy.ix_(*[numpy.arange(n) for n in labels.shape]))
     places.insert(1, labels)
-    y[tuple(places)] -= g
+    y[tuple(places)] -= (1 - smoothing) * g
     return y
 
 
@@ -149,11 +167,11 @@ def _loop(name, x, labels):
     return _function(name, x.dtype) if labels.dtype == numpy.int64 else None
 
 
-def _run(function, shape, first, labels, *rest):
+def _run(function, shape, smoothing, first, labels, *rest):
     """`first` and the labels in any order of memory; the rest are contiguous."""
     arrays = [numpy.ascontiguousarray(a) for a in (first, labels, *rest)]
     threads = get_num_threads() if shape[0] * shape[1] > SERIAL_SIZE else 1
-    function(*map(compiler.pointer, arrays), *shape, threads)
+    function(*map(compiler.pointer, arrays), *shape, threads, smoothing)
 
 
 @cache
@@ -165,5 +183,6 @@ def _function(name, dtype):
         return None
     function = library[f"{name}_{kind}"]
     function.restype = None
-    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
+    numbers = [ctypes.c_int64] * 3 + [ctypes.c_double]
+    function.argtypes = [ctypes.c_void_p] * 4 + numbers
     return function

@@ -92,23 +92,32 @@ _CROSS_ENTROPY = (
     _STATISTICS
     + """
 extern "C" __global__ void cross_entropy(
-    const S* x, S* p, I rows, I classes, I inner, const L* labels, S* terms
+    const S* x, S* p, I rows, I classes, I inner, const L* labels, S* terms,
+    double own, double even
 ) {
     START
     const Total all = total_of(x + at, classes, inner);
+    T rest = 0;
     EACH(j, classes) {
         Some v = load(x + at + j * inner);
-        LANES(k) v.at[k] = (S)(exp((T)v.at[k] - all.top) / all.sum);
+        LANES(k) {
+            const T d = (T)v.at[k] - all.top;
+            rest += d;
+            v.at[k] = (S)(exp(d) / all.sum);
+        }
         store(p + at + j * inner, v);
     }
+    // of all threads or none; 0 times an infinite rest would be NaN
+    rest = even ? (T)even * team_sum(rest) : T(0);
     if (classes && LANE == 0) {
-        const T chosen = (T)x[at + (I)labels[row] * inner];
-        terms[row] = (S)(log(all.sum) - (chosen - all.top));
+        const T d = (T)x[at + (I)labels[row] * inner] - all.top;
+        terms[row] = (S)(log(all.sum) - ((T)own * d + rest));
     }
 }
 
 extern "C" __global__ void deviation(
-    const S* p, S* y, I rows, I classes, I inner, const L* labels, const S* g
+    const S* p, S* y, I rows, I classes, I inner, const L* labels, const S* g,
+    double own, double even
 ) {
     START
     const T slope = classes ? (T)g[row] : T(0);
@@ -116,8 +125,8 @@ extern "C" __global__ void deviation(
     EACH(j, classes) {
         Some v = load(p + at + j * inner);
         LANES(k) {
-            const T product = (T)v.at[k] * slope;
-            v.at[k] = (S)(j + k == label ? product - slope : product);
+            const T product = ((T)v.at[k] - (T)even) * slope;
+            v.at[k] = (S)(j + k == label ? product - (T)own * slope : product);
         }
         store(y + at + j * inner, v);
     }
@@ -144,19 +153,24 @@ def softmax_gradient(g: Array, y: Array, dim: int, logarithm: bool) -> Array:
     return gx
 
 
-def cross_entropy(x: Array, labels: Array) -> tuple[Array, Array]:
-    """(-log softmax(x)[label] over dim 1, softmax(x))"""
+def cross_entropy(x: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
+    """(-sum(target log softmax(x)) over dim 1, softmax(x))"""
     x, labels = contiguous(x), contiguous(labels)
     p, terms = empty(x.shape, x.dtype), empty(labels.shape, x.dtype)
-    rest, types = (labels, terms), (("L", labels.dtype),)
-    launch(_CROSS_ENTROPY, "cross_entropy", *rows_of(x, 1), (x, p), rest, types)
+    _with_labels("cross_entropy", x, p, labels, terms, smoothing)
     return terms, p
 
 
-def deviation(g: Array, p: Array, labels: Array) -> Array:
-    """(p - one_hot(label)) g"""
+def deviation(g: Array, p: Array, labels: Array, smoothing: float) -> Array:
+    """(p - target) g"""
     g, p, labels = contiguous(g, p.dtype), contiguous(p), contiguous(labels)
     y = empty(p.shape, p.dtype)
-    rest, types = (labels, g), (("L", labels.dtype),)
-    launch(_CROSS_ENTROPY, "deviation", *rows_of(p, 1), (p, y), rest, types)
+    _with_labels("deviation", p, y, labels, g, smoothing)
     return y
+
+
+def _with_labels(name, x, y, labels, rows, smoothing):
+    """Launch a kernel from x to y; target = own one_hot(label) + even."""
+    rest = labels, rows, 1.0 - smoothing, smoothing / max(x.shape[1], 1)
+    types = (("L", labels.dtype),)
+    launch(_CROSS_ENTROPY, name, *rows_of(x, 1), (x, y), rest, types)

@@ -4,6 +4,8 @@ A label out of range raises IndexError on a CPU; on a GPU, where looking would m
 waiting for the device, it gives a loss of NaN.
 """
 
+from functools import partial
+
 from minidl.array import cross_entropy as raw
 from minidl.array.device import array_module, on_gpu
 from minidl.array.dtypes import is_floating_point
@@ -16,21 +18,23 @@ from minidl.ops.softmax import log_softmax
 
 
 class CrossEntropy(Op):
-    """-log softmax(x)[label] over dim 1, and softmax(x): (N, C, *), (N, *) -> (N, *).
+    """-sum(target log softmax(x)) over dim 1, and softmax(x): (N, C, *) -> (N, *).
 
-    The second output stays inside: kept for backward, it can be differentiated again.
+    target = (1 - smoothing) one_hot(label) + smoothing / C. The second output stays
+    inside: kept for backward, it can be differentiated again.
     """
 
     materialize_grads = False
 
-    def forward(self, x, labels):
-        terms, p = raw.cross_entropy(x, labels)
+    def forward(self, x, labels, smoothing):
+        self.smoothing = smoothing
+        terms, p = raw.cross_entropy(x, labels, smoothing)
         self.save_for_backward(p, labels)
         return terms, p
 
     def backward(self, g, gp):
         p, labels = self.saved_tensors
-        gx = None if g is None else Deviation.apply(g, p, labels)
+        gx = None if g is None else Deviation.apply(g, p, labels, self.smoothing)
         if gp is not None:
             through = gp * p
             through = through - p * through.sum(1, True)
@@ -39,15 +43,17 @@ class CrossEntropy(Op):
 
 
 class Deviation(Op):
-    """(p - one_hot(label)) g, for p (N, C, *), g and label (N, *)"""
+    """(p - target) g, for p (N, C, *), g and label (N, *)"""
 
-    def forward(self, g, p, labels):
+    def forward(self, g, p, labels, smoothing):
+        self.smoothing = smoothing
         self.save_for_backward(g if self.edges[1] is not None else None, p, labels)
-        return raw.deviation(g, p, labels)
+        return raw.deviation(g, p, labels, smoothing)
 
     def backward(self, gy):
         g, p, labels = self.saved_tensors
-        gg = (gy * p).sum(1) - picked(gy, labels.data)
+        even = self.smoothing / max(p.shape[1], 1)
+        gg = (gy * (p - even)).sum(1) - picked(gy, labels.data) * (1 - self.smoothing)
         return gg, None if g is None else gy * g.unsqueeze(1)
 
 
@@ -83,19 +89,20 @@ def cross_entropy(
     if target.shape == input.shape and is_floating_point(target.dtype):
         return of_probabilities(input, target, weight, reduction, label_smoothing)
     labels = target, weight, ignore_index
-    if label_smoothing:
+    if label_smoothing and weight is not None:
         scores = log_softmax(input, min(1, input.ndim - 1))
         terms, count = of_labels("cross_entropy", minus_picked, scores, *labels)
         share = label_smoothing / input.shape[min(1, input.ndim - 1)]
         uniform = minus_sum(scores, target, weight, ignore_index)
         terms = terms * (1 - label_smoothing) + uniform * share
     else:
+        log_loss = partial(smoothed_log_loss, smoothing=label_smoothing)
         terms, count = of_labels("cross_entropy", log_loss, input, *labels)
     return reduced(terms, reduction, count)
 
 
-def log_loss(x: Tensor, labels) -> Tensor:
-    return CrossEntropy.apply(x, labels)[0]
+def smoothed_log_loss(x: Tensor, labels, smoothing: float) -> Tensor:
+    return CrossEntropy.apply(x, labels, smoothing)[0]
 
 
 def minus_picked(x: Tensor, labels) -> Tensor:
@@ -105,8 +112,7 @@ def minus_picked(x: Tensor, labels) -> Tensor:
 def minus_sum(scores: Tensor, target: Tensor, weight, ignore_index: int) -> Tensor:
     """-sum of weight scores over the classes, 0 where the label is ignored."""
     dim = min(1, scores.ndim - 1)
-    if weight is not None:
-        scores = scores * weight.reshape(-1, *[1] * (scores.ndim - 1 - dim))
+    scores = scores * weight.reshape(-1, *[1] * (scores.ndim - 1 - dim))
     valid = target.data != ignore_index
     return -scores.sum(dim) * Tensor(valid.astype(scores.dtype))
 
