@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from minidl.array import cuda_layer_norm, cuda_norm_source, cuda_teams
 from minidl.array.cuda_source import source_of, types_of
 from minidl.array.device import bfloat16
-from minidl.array.standardize import standardize, standardize_gradient
+from minidl.array.standardize import (
+    rescale,
+    rescale_gradient,
+    standardize,
+    standardize_gradient,
+)
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
 from test_cuda_compile import compile_cuda, nvrtc  # noqa: E402, F401
@@ -96,6 +101,42 @@ def test_the_kernels_are_the_formulas(stand_in, cupy, case, plain, centred, mean
             ours = summed_to(got.get().astype(float), parameters).reshape(parameters)
             right = summed_to(right, parameters).reshape(parameters)
             close(cupy.asarray(ours), right, dtype)
+
+
+@once
+@given(CASES, st.booleans(), st.booleans())
+def test_given_statistics(stand_in, cupy, case, plain, channels_last):
+    """One launch forward, one back, and one more for the sums that parameters need."""
+    shape, dims, parameters, dtype = case
+    if 0 not in dims:
+        return
+    draw = np.random.default_rng(shape[-1])
+    wide = "float64" if dtype == "float64" else "float32"
+    x, g = (draw.normal(size=shape).astype(dtype) for _ in range(2))
+    w, b, mean = draw.normal(size=(3, *parameters)).astype(wide)
+    var = draw.random(parameters).astype(wide)
+    exact = [a.astype(float) for a in (x, w, b, g, mean, var)]
+    if plain:
+        exact[1:3] = 1.0, 0.0
+    scale = 1 / np.sqrt(exact[5] + 1e-3)
+    xhat = (exact[0] - exact[4]) * scale
+    x, w, b, g, mean, var = map(cupy.asarray, (x, w, b, g, mean, var))
+    if channels_last and len(shape) > 2:
+        x = cupy.moveaxis(cupy.ascontiguousarray(cupy.moveaxis(x, 1, -1)), -1, 1)
+    w, b = (None, None) if plain else (w, b)
+    stand_in.reset()
+    y = rescale(x, w, b, mean, var, dims, 1e-3)
+    assert len(stand_in.launches) == 1 and y.strides == x.strides
+    alone, *none = rescale_gradient(x, None, w, mean, var, dims, 1e-3)
+    assert len(stand_in.launches) == 2 and none == [None, None]
+    gx, gw, gb = rescale_gradient(g, x, w, mean, var, dims, 1e-3)
+    assert len(stand_in.launches) <= 5 and y.dtype == gx.dtype == dtype
+    assert not stand_in.syncs and not stand_in.uploads
+    close(alone, exact[0] * exact[1] * scale, dtype)
+    close(y, xhat * exact[1] + exact[2], dtype)
+    close(gx, exact[3] * exact[1] * scale, dtype)
+    close(gw, summed_to(exact[3] * xhat, parameters), dtype)
+    close(gb, summed_to(exact[3], parameters), dtype)
 
 
 def test_channels_last_stay_so(cupy, stand_in):

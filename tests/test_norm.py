@@ -177,6 +177,17 @@ def test_momentum_none_is_the_mean_over_all_batches():
     assert layer.num_batches_tracked.item() == 3
 
 
+def test_evaluation_goes_back_by_the_statistics_that_it_went_forward_by():
+    layer = nn.BatchNorm2d(3).eval()
+    x = md.tensor(rng.standard_normal((2, 3, 4, 4)).astype("f2"), requires_grad=True)
+    y = layer(x)
+    layer.train()(x)
+    assert not np.allclose(layer.running_var.numpy(), 1)
+    y.sum().backward(create_graph=True)
+    assert y.dtype == x.grad.dtype == np.float16
+    np.testing.assert_allclose(x.grad.numpy(), 1 / np.sqrt(1 + 1e-5), rtol=1e-3)
+
+
 def test_the_running_arrays_stay_the_same_objects():
     layer = nn.BatchNorm2d(3)
     arrays = [buffer.data for buffer in layer.buffers()]

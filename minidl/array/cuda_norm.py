@@ -1,7 +1,8 @@
 """Normalisation over the channels of (A, K, B) on a GPU: two launches each way.
 
 The first launch sums up shares of every channel, the second joins the shares and
-computes the result. A block has one channel, or, where B is 1, 32 neighbouring ones.
+computes the result; where there is nothing to sum up it is the only one. A block has
+one channel, or, where B is 1, 32 neighbouring ones.
 """
 
 from math import prod
@@ -56,36 +57,52 @@ class Channels:
         return empty((self.shares, self.channels, numbers), self.wide)
 
 
-def forward(x: Array, w, b, dims, eps: float) -> tuple | None:
-    """(y, mean, var), as `standardize` gives them, over all but dim 1."""
+def forward(x: Array, w, b, dims, eps: float, given=None) -> tuple | None:
+    """(y, mean, var), as `standardize` gives them, over all but dim 1.
+
+    `given` are the mean and variance to take in the place of those of x.
+    """
     if not _serves(x, (w, b), dims):
         return None
     x, last = in_memory(x)
     channels = Channels(*_sizes(x, last), _kind(x, w, b), x)
     w, b = (_parameter(p, channels) for p in (w, b))
-    mean, var = (empty(_shape(x, last), channels.wide) for _ in range(2))
-    y, shares = empty(x.shape, x.dtype), channels.partial(3)
-    channels.launch("moments", (x, shares))
-    count = numpy.int32(channels.shares)
+    y, shares, count = empty(x.shape, x.dtype), 0, numpy.int32(0)
+    if given is None:
+        mean, var = (empty(_shape(x, last), channels.wide) for _ in range(2))
+        shares, count = channels.partial(3), numpy.int32(channels.shares)
+        channels.launch("moments", (x, shares))
+    else:
+        mean, var = (contiguous(s, channels.wide) for s in given)
     channels.launch("standardize", (x, shares, w, b, y, mean, var), count, float(eps))
     return tuple(usual(a, last) for a in (y, mean, var))
 
 
-def backward(g: Array, x: Array, w, mean, var, dims, eps: float) -> tuple | None:
-    """The gradients of x, w and b, those of w and b with an element a channel."""
+def backward(
+    g: Array, x: Array, w, mean, var, dims, eps: float, given=False, sums=True
+) -> tuple | None:
+    """The gradients of x, w and b, those of w and b with an element a channel.
+
+    `given`: the mean and variance are not those of x. Without `sums`, of x alone.
+    """
     if not _serves(x, (w,), dims):
         return None
     x, last = in_memory(x)
     g = like_that(g, last, x.dtype)
     channels = Channels(*_sizes(x, last), _kind(x, w, None), g, x)
     w = _parameter(w, channels)
-    gw, gb = (empty(_shape(x, last), channels.wide) for _ in range(2))
-    gx, shares = empty(x.shape, x.dtype), channels.partial(2)
-    one, count = channels.integer(1), numpy.int32(channels.shares)
-    channels.launch("sums", (g, x, mean, var, shares), one, float(eps))
+    mean, var = (contiguous(s, channels.wide) for s in (mean, var))
+    gx, gw, gb, shares, count = empty(x.shape, x.dtype), 0, 0, 0, 0
+    if sums:
+        gw, gb = (empty(_shape(x, last), channels.wide) for _ in range(2))
+        shares, count = channels.partial(2), channels.shares
+        one = channels.integer(1)
+        channels.launch("sums", (g, x, mean, var, shares), one, float(eps))
     arrays = (g, x, shares, w, mean, var, gx, gw, gb)
-    channels.launch("gradient", arrays, count, float(eps))
-    return tuple(usual(a, last) for a in (gx, gw, gb))
+    numbers = numpy.int32(count), float(eps), numpy.int32(given)
+    channels.launch("gradient", arrays, *numbers)
+    gw, gb = (usual(a, last) if sums else None for a in (gw, gb))
+    return usual(gx, last), gw, gb
 
 
 def _serves(x, parameters, dims) -> bool:

@@ -84,20 +84,24 @@ extern "C" __global__ void moments(
     if (FIRST) ((Moments*)shares)[blockIdx.y * K + k] = all;
 }
 
+// The mean and variance are joined from so many shares, or, of none, given.
 extern "C" __global__ void standardize(
     const S* x, const T* shares, const P* w, const P* b, S* y, T* mean, T* var,
     I A, I K, I B, I share, int count, double eps
 ) {
     const I k = CHANNEL;
-    const Moments all = whole((const Moments*)shares, k, K, count);
-    const T v = all.squares / all.count;
-    if (FIRST && blockIdx.y == 0) mean[k] = all.mean, var[k] = v;
+    T m = 0, v = 0;
+    if (count) {
+        const Moments all = whole((const Moments*)shares, k, K, count);
+        m = all.mean, v = all.squares / all.count;
+        if (FIRST && blockIdx.y == 0) mean[k] = m, var[k] = v;
+    } else if (k < K) m = mean[k], v = var[k];
     T scale = 1 / sqrt(v + (T)eps), shift = 0;
     if (k < K && w) scale *= (T)w[k];
     if (k < K && b) shift = (T)b[k];
     EACH(e) {
         Some v = *(const Some*)(x + PLACE(e));
-        LANES_OF(n) v.at[n] = (S)(((T)v.at[n] - all.mean) * scale + shift);
+        LANES_OF(n) v.at[n] = (S)(((T)v.at[n] - m) * scale + shift);
         *(Some*)(y + PLACE(e)) = v;
     }
 }
@@ -122,23 +126,28 @@ extern "C" __global__ void sums(
     if (FIRST) ((Sums*)shares)[blockIdx.y * K + k] = all;
 }
 
+// Statistics that are `given` are constants; of no shares, so are the parameters.
 extern "C" __global__ void gradient(
     const S* g, const S* x, const T* shares, const P* w, const T* mean, const T* var,
-    S* gx, T* gw, T* gb, I A, I K, I B, I share, int count, double eps
+    S* gx, T* gw, T* gb, I A, I K, I B, I share, int count, double eps, int given
 ) {
     const I k = CHANNEL;
     const Sums all = whole((const Sums*)shares, k, K, count);
-    if (FIRST && blockIdx.y == 0) gw[k] = all.along, gb[k] = all.plain;
+    if (FIRST && blockIdx.y == 0 && count) gw[k] = all.along, gb[k] = all.plain;
     const T m = k < K ? mean[k] : T(0), size = (T)A * (T)B;
     const T root = k < K ? 1 / sqrt(var[k] + (T)eps) : T(0);
     const T scale = k < K && w ? root * (T)w[k] : root;
     const T offset = all.plain / size, along = all.along * root / size;
     EACH(e) {
         Some gs = *(const Some*)(g + PLACE(e));
-        const Some xs = *(const Some*)(x + PLACE(e));
-        LANES_OF(n) {
-            const T d = (T)xs.at[n] - m;
-            gs.at[n] = (S)(((T)gs.at[n] - offset - d * along) * scale);
+        if (given) {
+            LANES_OF(n) gs.at[n] = (S)((T)gs.at[n] * scale);
+        } else {
+            const Some xs = *(const Some*)(x + PLACE(e));
+            LANES_OF(n) {
+                const T d = (T)xs.at[n] - m;
+                gs.at[n] = (S)(((T)gs.at[n] - offset - d * along) * scale);
+            }
         }
         *(Some*)(gx + PLACE(e)) = gs;
     }

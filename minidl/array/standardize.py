@@ -11,11 +11,13 @@ import numpy
 from . import cuda_layer_norm, cuda_norm, standardize_loops
 from .device import Array, array_module, on_gpu
 from .kernel import Kernel
+from .loops import PARALLEL_FROM
 
 centre = Kernel("centre", "x mean", "d", body="d = x - mean;")
 scale_and_shift = Kernel(
     "scale_and_shift", "d scale w b", "y", body="y = d * scale * w + b;"
 )
+rescaled = Kernel("rescaled", "x scale shift", "y", body="y = x * scale + shift;")
 scaled_product = Kernel("scaled_product", "g d scale", "y", body="y = g * d * scale;")
 uncentre = Kernel(
     "uncentre",
@@ -95,6 +97,47 @@ def standardize_gradient(
     gx = d if centred else xp.empty(x.shape, wide)
     uncentre(g, d, w, offset, along / count * scale, last, out=gx)
     return gx, gw, gb
+
+
+def rescale(x: Array, w, b, mean, var, dims, eps: float) -> Array:
+    """(x - mean) / sqrt(var + eps) w + b, where mean and var are given."""
+    served = None
+    if on_gpu(x):
+        served = cuda_norm.forward(x, w, b, dims, eps, (mean, var))
+    if served is not None:
+        return served[0]
+    scale = 1 / array_module(var).sqrt(var + eps)
+    scale = scale if w is None else scale * w
+    return stretched(x, scale, -mean * scale if b is None else b - mean * scale)
+
+
+def rescale_gradient(
+    g: Array, x: Array | None, w, mean, var, dims, eps: float
+) -> tuple:
+    """The gradients of x, w and b, those of w and b over dims; without x, of x alone.
+
+    gx = g w / sqrt(var + eps), gw = sum(g xhat), gb = sum(g).
+    """
+    served, sums = None, x is not None
+    if on_gpu(g):
+        there = x if sums else g
+        served = cuda_norm.backward(g, there, w, mean, var, dims, eps, True, sums)
+    if served is not None:
+        return served
+    scale, gw, gb = 1 / array_module(var).sqrt(var + eps), None, None
+    gx = stretched(g, scale if w is None else scale * w, 0)
+    if sums:
+        wide = wide_type(g)
+        g, d = g.astype(wide, copy=False), deviations(x, mean, wide, True)
+        gw, gb = summed(g, d, dims) * scale, summed(g, None, dims)
+    return gx, gw, gb
+
+
+def stretched(x: Array, scale: Array, shift) -> Array:
+    """x scale + shift, of the type of x; NumPy starts sooner than a kernel."""
+    if on_gpu(x) or x.size >= PARALLEL_FROM:
+        return rescaled(x, scale, array_module(x).asarray(shift, scale.dtype))
+    return (x * scale + shift).astype(x.dtype, copy=False)
 
 
 def summed(a: Array, b, dims) -> Array:

@@ -6,8 +6,14 @@ differ in the dimensions they take the mean over and in the shape of weight and 
 
 from math import prod
 
+from minidl.array.device import array_module
 from minidl.array.kernel import Kernel
-from minidl.array.standardize import standardize, standardize_gradient
+from minidl.array.standardize import (
+    rescale,
+    rescale_gradient,
+    standardize,
+    standardize_gradient,
+)
 from minidl.autograd.function import Op
 from minidl.autograd.mode import recording
 from minidl.autograd.tensor import Tensor
@@ -72,6 +78,30 @@ class Standardize(Op):
         return gx * rstd, None if w is None else g * xhat, g
 
 
+class Rescale(Op):
+    """y = (x - mean) / sqrt(var + eps) w + b, where mean and var are constants."""
+
+    def forward(self, x, w, b, mean, var, dims, eps):
+        needed = [edge is not None for edge in self.edges]
+        if any(needed):  # training may move them before backward
+            mean, var = mean.copy(), var.copy()
+        self.save_for_backward(x if any(needed[1:]) else None, w)
+        self.constants = mean, var, dims, eps
+        return rescale(x, w, b, *self.constants)
+
+    def backward(self, g):
+        x, w = self.saved_tensors
+        mean, var, dims, eps = self.constants
+        if recording.get():
+            scale = Tensor(1 / array_module(var).sqrt(var + eps))
+            gw = None if x is None else g * ((x - Tensor(mean)) * scale)
+            scale = scale if w is None else scale * w
+            return g * cast(scale, g.dtype), gw, g
+        x, w = (s if s is None else s.data for s in (x, w))
+        gradients = rescale_gradient(g.data, x, w, mean, var, dims, eps)
+        return tuple([s if s is None else Tensor(s) for s in gradients])
+
+
 def affine(weight, bias, shape) -> list:
     """Weight and bias in a shape that broadcasts to the input, or None."""
     return [None if p is None else p.reshape(shape) for p in (weight, bias)]
@@ -104,13 +134,10 @@ def batch_norm(
     w, b = affine(weight, bias, shape)
     if not input.numel():
         return scaled(input * 1, w, b)
-    if not training:
-        mean, var = affine(running_mean, running_var, shape)
-        scale = pow(var + eps, -0.5)
-        scale = scale if w is None else scale * w
-        shift = -mean * scale if b is None else b - mean * scale
-        return input * cast(scale, input.dtype) + cast(shift, input.dtype)
     dims = (0, *range(2, input.ndim))
+    if not training:
+        mean, var = (r.data.reshape(shape) for r in (running_mean, running_var))
+        return Rescale.apply(input, w, b, mean, var, dims, eps)
     y, mean, var = Standardize.apply(input, w, b, dims, eps, True)
     if running_mean is not None:
         move(running_mean, mean.data, momentum)
