@@ -27,11 +27,13 @@ import gpu_adam  # noqa: E402
 import gpu_benchmarks  # noqa: E402
 import gpu_checks  # noqa: E402
 import gpu_communication  # noqa: E402
+import gpu_peers  # noqa: E402
 import gpu_products  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_rows  # noqa: E402
 import gpu_steps  # noqa: E402
 import gpu_tests  # noqa: E402
+import gpu_training  # noqa: E402
 
 from minidl.array.device import canonical_device, cupy_module  # noqa: E402
 from minidl.array.errors import DeviceError  # noqa: E402
@@ -39,7 +41,7 @@ from minidl.array.errors import DeviceError  # noqa: E402
 SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "kernels": (gpu_checks.kernels, 120),
     "windows": (gpu_checks.windows, 75),
-    "training": (gpu_checks.training, 75),
+    "training": (gpu_training.training, 75),
     "tests": (gpu_tests.tests, gpu_tests.SECONDS + 15),
     "products": (gpu_products.products, 50),
     "rows": (gpu_rows.rows, 40),
@@ -75,13 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
     environment = gpu_report.environment(ROOT)
     print(gpu_report.headline(environment), flush=True)
     sections: dict[str, list[dict]] = {}
-    for names in turns(options.only):
-        with ThreadPoolExecutor() as pool:
-            results = pool.map(partial(run_section, quick=options.quick), names)
-            for name, rows in zip(names, results, strict=True):
-                sections[name] = rows
-                print(gpu_report.summary(name, rows), flush=True)
-                files = gpu_report.write(Path(options.out), environment, sections)
+    peers = list(gpu_peers.installed()) if "steps" in options.only else []
+    with gpu_peers.Peers(peers, quick=options.quick) as started:
+        for names in turns(options.only):
+            with ThreadPoolExecutor() as pool:
+                results = pool.map(partial(run_section, quick=options.quick), names)
+                for name, rows in zip(names, results, strict=True):
+                    sections[name] = rows
+                    print(gpu_report.summary(name, rows), flush=True)
+                    files = gpu_report.write(Path(options.out), environment, sections)
+            started.settle()  # from here on times are measured
     print(f"report: {' and '.join(map(str, files))}")
     return 0 if gpu_report.passed(sections) else 1
 

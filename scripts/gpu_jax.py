@@ -1,26 +1,15 @@
-"""One measurement of gpu_steps in a process of its own: a training step of JAX.
+"""JAX's training steps for gpu_check: each is one jitted function.
 
-`python scripts/gpu_jax.py NETWORK cpu|cuda` prints milliseconds. The step is one jitted
-function whose arguments are donated; weights and batch are minidl's, and products of
-float32 are float32, as they are in minidl unless it is told otherwise.
+Its arguments are donated; weights and batch are minidl's, and products of float32 are
+float32, as they are in minidl unless it is told otherwise.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from benchmark import jax_peer, work  # noqa: E402
-from benchmark.work import RELU, Layers, normed  # noqa: E402
-from gpu_benchmarks import milliseconds  # noqa: E402
-from gpu_networks import model_of, work_of  # noqa: E402
-
-from minidl.array.device import cupy_module  # noqa: E402
+import jax
+from benchmark import jax_peer, work
+from benchmark.work import RELU, Layers, normed
+from gpu_networks import model_of
 
 
 def block(inputs: int, outputs: int, stride: int) -> Layers:
@@ -50,24 +39,16 @@ def step_of(name: str, build: Callable, images, labels) -> Callable[[], list]:
     return jax_peer.train_step(LAYERS[name], weights, [(images, labels)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("network", choices=LAYERS)
-    parser.add_argument("device", choices=("cpu", "cuda"))
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    jax.config.update("jax_platforms", options.device)  # raises where there is none
-    xp = np if options.device == "cpu" else cupy_module()
-    *data, inner = work_of(xp, options.quick, options.network)
-    step = step_of(options.network, *data)
+def steps_of(
+    device: str, name: str, build: Callable, images, labels, inner: int
+) -> Callable[[], None]:
+    """So many steps, by the host's clock: the stream of JAX is not to be had."""
+    jax.config.update("jax_platforms", device)  # raises where there is none
+    step = step_of(name, build, images, labels)
 
-    def steps():  # by the host's clock: its stream is not to be had
+    def steps():
         for _ in range(inner):
             last = step()
         jax_peer.wait(last)
 
-    print(milliseconds(np, steps, inner=1) / inner)
-
-
-if __name__ == "__main__":
-    main()
+    return steps

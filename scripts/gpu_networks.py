@@ -1,6 +1,6 @@
 """The networks that gpu_check trains, by minidl and its peers: the same in all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
@@ -8,6 +8,7 @@ from benchmark import torch_like, work
 
 import minidl
 from minidl import nn
+from minidl.array.device import bfloat16
 
 NETWORKS: dict[str, tuple[Callable, tuple[int, ...]]] = {  # (builder, shape of a batch)
     "digits CNN": (lambda nn: torch_like.model(nn, work.DIGITS), (64, 1, 8, 8)),
@@ -15,6 +16,15 @@ NETWORKS: dict[str, tuple[Callable, tuple[int, ...]]] = {  # (builder, shape of 
     "residual CNN": (lambda nn: torch_like.model(nn, work.RESIDUAL), (64, 3, 32, 32)),
     "ResNet18, CIFAR": (lambda nn: resnet18(nn), (128, 3, 32, 32)),
 }
+LOWERED = ("MNIST CNN", "ResNet18, CIFAR")  # measured by JAX and in bf16 and TF32 too
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    """(precision, network)"""
+    yield from (("fp32", name) for name in NETWORKS)
+    lower = ("tf32",) if bfloat16 is None else ("bf16", "tf32")
+    for precision in lower:
+        yield from ((precision, name) for name in filter(NETWORKS.get, LOWERED))
 
 
 def resnet18(nn: ModuleType):

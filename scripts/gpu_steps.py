@@ -2,13 +2,9 @@
 one CUDA graph, and PyTorch's and JAX's where they are installed."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from gpu_benchmarks import (
@@ -18,24 +14,25 @@ from gpu_benchmarks import (
     milliseconds,
     torch_or_none,
 )
-from gpu_networks import NETWORKS, model_of, work_of
+from gpu_networks import LOWERED, NETWORKS, cases, model_of, work_of
+from gpu_peers import Peer, ask
 from gpu_report import attempt
+from gpu_torch import best_layout, layouts, step_of
 
 import minidl
 from minidl import optim
-from minidl.array.device import bfloat16
 from minidl.distributed import Alone, DataParallel
 from minidl.train import CapturedStep, train_step
 from minidl.train.precision import Precision
 
-SECONDS, GRACE = 80, 15  # no peer compiles later than that; what JAX then has left
-LOWERED = ("MNIST CNN", "ResNet18, CIFAR")  # measured by JAX and in bf16 and TF32 too
+SECONDS, GRACE = 80, 15  # no peer is asked later than that; what it then has left
 
 
 def steps(xp, quick: bool) -> Iterator[dict]:
     """Forward, backward and Adam: milliseconds a step, in each way and precision.
 
-    What a peer has to compile for long comes last: a time limit then costs only that.
+    What depends on peers in processes of their own comes last: those that are not
+    ready, or take too long, then cost themselves alone.
     """
     end = time.monotonic() + SECONDS
     known = {(precision, name): {} for precision, name in cases()}
@@ -47,19 +44,10 @@ def steps(xp, quick: bool) -> Iterator[dict]:
     for name in filter(NETWORKS.get, LOWERED):
         if has_jax(xp):
             images = work_of(xp, quick, name)[1]
-            job = partial(jax_time, xp, quick, name, end)
-            yield optional(name, images, "JAX, jit", job, end)
+            yield asked(Peer("jax", name), images, "JAX, jit", end)
     for (precision, name), times in known.items():
         if precision != "fp32":
             yield from attempt(name, compiled(xp, quick, precision, name, times, end))
-
-
-def cases() -> Iterator[tuple[str, str]]:
-    """(precision, network)"""
-    yield from (("fp32", name) for name in NETWORKS)
-    lower = ("tf32",) if bfloat16 is None else ("bf16", "tf32")
-    for precision in lower:
-        yield from ((precision, name) for name in filter(NETWORKS.get, LOWERED))
 
 
 def measured(xp, quick, precision: str, name: str, times: dict) -> Iterator[dict]:
@@ -73,9 +61,9 @@ def measured(xp, quick, precision: str, name: str, times: dict) -> Iterator[dict
         for way, step in minidl_ways(xp).items()
     }
     theirs = {
-        way: partial(torch_time, xp, torch, *data, layout, None, precision)
+        way: partial(torch_time, xp, torch, *data, layout, precision)
         for torch in filter(None, [torch_or_none(xp)])
-        for way, layout in torch_layouts(torch).items()
+        for way, layout in layouts(torch).items()
     }
     if precision != "fp32":
         ours = dict([*ours.items()][-1:])
@@ -94,13 +82,10 @@ def compiled(
     torch = torch_or_none(xp)
     if torch is None:
         return
-    data = work_of(xp, quick, name)
-    images = data[1]
-    way, layout = [*torch_layouts(torch).items()][best_layout(images)]
-    mode = "reduce-overhead"
-    job = partial(torch_time, xp, torch, *data, layout, mode, precision)
-    free_memory(xp)
-    row = optional(name, images, named(f"{way}, {mode}", precision), job, end)
+    images = work_of(xp, quick, name)[1]
+    way = [*layouts(torch)][best_layout(images)]
+    text = named(f"{way}, reduce-overhead", precision)
+    row = asked(Peer("torch", name, precision), images, text, end)
     yield row
     theirs = [ms for way, ms in times.items() if way.startswith("PyTorch")]
     best = min([*theirs, row.get("ms", np.inf)])
@@ -110,16 +95,17 @@ def compiled(
         yield row | {"torch_ms": best, "times_torch": best / times[way]}
 
 
-def optional(name: str, images, way: str, job: Callable, end: float) -> dict:
+def asked(peer: Peer, images, way: str, end: float) -> dict:
     """A row of what may be missing (a C compiler, Triton, JAX for GPUs), or one that
     says why it is not there: not minidl's failure."""
+    left = end - time.monotonic()
     try:
-        if time.monotonic() > end:
+        if left < 0:
             raise TimeoutError("no time is left")
-        return row_of(name, images, way, ms=job())
+        return row_of(peer.network, images, way, ms=ask(peer, left + GRACE))
     except Exception as error:
         note = " ".join(f"passed over: {type(error).__name__}: {error}".split())
-        return row_of(name, images, way, note=note[:300])
+        return row_of(peer.network, images, way, note=note[:300])
 
 
 def named(way: str, precision: str) -> str:
@@ -154,71 +140,17 @@ def minidl_time(xp, step, build, images, labels, inner, name: str = "fp32") -> f
         return milliseconds(xp, run, inner, warmup=5)
 
 
-def torch_layouts(torch) -> dict[str, dict]:
-    last = {"memory_format": torch.channels_last}
-    return {"PyTorch": {}, "PyTorch, channels last": last}
-
-
-def best_layout(images) -> int:
-    """Its place in `torch_layouts`: channels last, where there is more than one."""
-    return int(images.shape[1] > 1)
-
-
 def torch_time(
-    xp, torch, build, images, labels, inner, layout, mode, precision: str = "fp32"
+    xp, torch, build, images, labels, inner, layout, precision: str = "fp32"
 ) -> float:
-    """With the fused Adam; `mode` is torch.compile's, None for eager."""
-    device = device_of(xp)
-    model = build(torch.nn)
-    state = model_of(build).state_dict().items()
-    model.load_state_dict({k: torch.from_numpy(v.numpy()) for k, v in state})
-    model = model.to(device, **layout)
-    x = torch.from_numpy(images).to(device, **layout)
-    y = torch.from_numpy(labels).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    low = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-
-    def loss_of(x, y):
-        return torch.nn.functional.cross_entropy(model(x), y)
-
-    forward = loss_of
-    if mode is not None:
-        torch.compiler.reset()  # it gives up on code that it has compiled too often
-        forward = torch.compile(loss_of, mode=mode)
-
-    def step():
-        optimizer.zero_grad()
-        with low:
-            loss = forward(x, y)
-        loss.backward()
-        optimizer.step()
-
+    """Eager."""
     allow_tf32(torch, precision == "tf32")
     try:
-        return milliseconds(xp, step, inner, warmup=5)
+        data = device_of(xp), build, images, labels, layout, precision
+        return milliseconds(xp, step_of(torch, *data), inner, warmup=5)
     finally:
         allow_tf32(torch, False)
 
 
 def has_jax(xp) -> bool:
     return xp is not np and importlib.util.find_spec("jax") is not None
-
-
-def jax_time(xp, quick: bool, name: str, end: float) -> float:
-    """In a process of its own: JAX brings libraries of its own, and takes memory."""
-    file = Path(__file__).with_name("gpu_jax.py")
-    line = [sys.executable, str(file), name, device_of(xp)] + ["--quick"] * quick
-    environment = os.environ | {
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_TRACEBACK_FILTERING": "off",  # so that the error is said last
-    }
-    seconds = end - time.monotonic() + GRACE
-    try:
-        done = subprocess.run(
-            line, capture_output=True, text=True, timeout=seconds, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"not done after {seconds:.0f} s") from error
-    if done.returncode:
-        raise RuntimeError("\n".join(done.stderr.splitlines()[-3:]))
-    return float(done.stdout.splitlines()[-1])

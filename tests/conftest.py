@@ -3,7 +3,9 @@
 import gc
 import importlib
 import pkgutil
+import sys
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -17,6 +19,7 @@ from minidl.array.kernel import Kernel
 from minidl.array.threads import get_num_threads, set_num_threads
 from minidl.ops.pointwise import Pointwise
 
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 settings.register_profile(
     "minidl", deadline=None, derandomize=True, max_examples=30, database=None
 )
@@ -112,3 +115,11 @@ def stand_in(monkeypatch):
     yield module
     monkeypatch.undo()  # what a test has put in place of a piece of the stand-in
     module.remove()
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules of scripts/gpu_check.py, by the second half of their names."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    names = [file.stem for file in SCRIPTS.glob("gpu_*.py") if file.stem != "gpu_jax"]
+    return SimpleNamespace(**{n[4:]: importlib.import_module(n) for n in names})
