@@ -20,7 +20,12 @@ from minidl.array.softmax import (
     softmax,
     softmax_gradient,
 )
-from minidl.array.standardize import standardize, standardize_gradient
+from minidl.array.standardize import (
+    rescale,
+    rescale_gradient,
+    standardize,
+    standardize_gradient,
+)
 
 SCORES = [(300, 10), (64, 1000), (5, 5003), (3, 7, 20)]
 NORMALISED = {  # shape, dims, shape of the parameters
@@ -65,11 +70,13 @@ def compare_scores(xp, dtype, shape) -> Iterator[dict]:
         pairs[name] = y, y64
         own = to_numpy(y).astype(np.float64)  # rounded, as the gradient finds it
         pairs[f"{name} gradient"] = gx, backward(g64, own, 1)
-    terms, p = cross_entropy(xp.asarray(x), xp.asarray(labels))
-    pairs["cross entropy"] = terms, cross_entropy(x64, labels)[0]
-    slope = deviation(xp.asarray(gt), p, xp.asarray(labels))
-    own = to_numpy(p).astype(np.float64)
-    pairs["cross entropy gradient"] = slope, deviation(gt64, own, labels)
+    for smoothing in (0.0, 0.1):
+        terms, p = cross_entropy(xp.asarray(x), xp.asarray(labels), smoothing)
+        slope = deviation(xp.asarray(gt), p, xp.asarray(labels), smoothing)
+        own = to_numpy(p).astype(np.float64)
+        name = "cross entropy" + ", smoothed" * (smoothing > 0)
+        pairs[name] = terms, cross_entropy(x64, labels, smoothing)[0]
+        pairs[f"{name} gradient"] = slope, deviation(gt64, own, labels, smoothing)
     yield from held(f"rows {shape}", dtype, pairs)
 
 
@@ -82,11 +89,26 @@ def compare_norm(xp, name, dtype, shape, dims, parameters) -> Iterator[dict]:
         a, v, shift, slope = arrays
         y, mean, var = standardize(a, v, shift, dims, 1e-5, True)
         back = standardize_gradient(slope, a, v, mean, var, dims, 1e-5, True)
-        gw, gb = (summed_to(to_numpy(part), parameters) for part in back[1:])
-        results.append((y, var, back[0], gw, gb))
-    parts = ("forward", "variance", "gradient", "of weight", "of bias")
-    pairs = dict(zip(parts, zip(*results, strict=True), strict=True))
-    yield from held(name, dtype, pairs)
+        found = {"forward": y, "variance": var} | gradients(back, parameters)
+        if 0 in dims:  # batch norm, which is evaluated by statistics that it has
+            given = mean, var, dims, 1e-5
+            y, back = (
+                rescale(a, v, shift, *given),
+                rescale_gradient(slope, a, v, *given),
+            )
+            more = {"forward": y} | gradients(back, parameters)
+            found |= {f"{part}, given statistics": x for part, x in more.items()}
+        results.append(found)
+    ours, wanted = results
+    yield from held(name, dtype, {part: (ours[part], wanted[part]) for part in ours})
+
+
+def gradients(found: tuple, shape) -> dict:
+    """Of the input, and of weight and bias, which have this shape."""
+    gx, gw, gb = found
+    of_parameters = [summed_to(to_numpy(part), shape) for part in (gw, gb)]
+    names = "gradient", "of weight", "of bias"
+    return dict(zip(names, (gx, *of_parameters), strict=True))
 
 
 def summed_to(array, shape):
@@ -146,4 +168,8 @@ def normalisation(name, x, w, dims, passes) -> dict[str, tuple[Callable, float]]
     _, mean, var = standardize(x, w, w, dims, 1e-5, True)
     forward = partial(standardize, x, w, w, dims, 1e-5, True)
     backward = partial(standardize_gradient, x, x, w, mean, var, dims, 1e-5, True)
-    return {name: (forward, passes[0]), f"{name} gradient": (backward, passes[1])}
+    found = {name: (forward, passes[0]), f"{name} gradient": (backward, passes[1])}
+    if 0 in dims:
+        given = partial(rescale, x, w, w, mean, var, dims, 1e-5)
+        found[f"{name}, given statistics"] = given, 2
+    return found

@@ -100,12 +100,12 @@ def test_rows_are_compared_and_measured(scripts, monkeypatch):
     few = dict([*gpu_rows.NORMALISED.items()][:3])
     monkeypatch.setattr(gpu_rows, "NORMALISED", few)
     rows = list(gpu_rows.rows(np, True))
-    assert sum(row["ok"] is True for row in rows) == 4 * 6 + 3 * 5
+    assert sum(row["ok"] is True for row in rows) == 4 * 8 + 3 * 5 + 2 * 4
     assert all(0 < row["ms"] < 1e4 for row in rows if row["ok"] is None)
     assert "share_of_copy" in scripts.report.summary("rows", rows)
     monkeypatch.setattr(gpu_rows, "softmax", lambda x, dim: x)
     rows = gpu_rows.compare_scores(np, np.dtype("float16"), (9, 10))
-    assert [row["ok"] for row in rows][1:] == [True] * 5
+    assert [row["ok"] for row in rows][1:] == [True] * 7
 
 
 def test_rows_are_measured_on_a_device(scripts, stand_in):
