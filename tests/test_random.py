@@ -5,7 +5,7 @@ import threading
 import numpy
 import pytest
 
-from minidl.array import loops, random
+from minidl.array import loops, philox, random
 from minidl.array.device import to_numpy
 from minidl.array.random import (
     Generator,
@@ -27,7 +27,7 @@ def device(xp):
 def words(xp, counter, seed):
     """Philox's four words for a counter of four words and a key of two."""
     out = tuple(xp.empty(1, xp.uint32) for _ in range(4))
-    random.random_words(
+    philox.random_words(
         out=out,
         start=counter[0] | counter[1] << 32,
         draw=counter[2] | counter[3] << 32,
@@ -89,7 +89,7 @@ def test_the_numbers_are_made_of_the_words(xp):
 
 
 def test_compiled_and_numpy_give_the_same_bits():
-    kernel = random.random_bits
+    kernel = philox.random_bits
     got = kernel(out=numpy.empty(SIZE * 2, "u8"), seed=5, draw=6, start=7, shift=0)
     loop = loops.NumpyLoop(kernel.body, numpy.dtype("u8"), {"y": numpy.dtype("u8")})
     expected = numpy.empty_like(got)
@@ -148,9 +148,9 @@ def test_a_shape_starts_with_the_numbers_of_a_shorter_one():
 def test_scalars_may_live_in_arrays(xp):
     y = xp.empty(9, xp.uint64)
     seed, draw = xp.asarray([5], xp.uint64), xp.asarray([6], xp.uint64)
-    random.random_bits(out=y, seed=seed, draw=draw, start=0, shift=0)
+    philox.random_bits(out=y, seed=seed, draw=draw, start=0, shift=0)
     z = xp.empty(9, xp.uint64)
-    random.random_bits(out=z, seed=5, draw=6, start=0, shift=0)
+    philox.random_bits(out=z, seed=5, draw=6, start=0, shift=0)
     assert bool((y == z).all())
 
 

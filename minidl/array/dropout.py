@@ -15,6 +15,7 @@ from .cuda_source import (
 )
 from .device import Array, device_of, on_gpu
 from .kernel import Kernel
+from .philox import random_mask
 
 kept = Kernel("dropout", "x mask", "y", "scale", body="y = x * mask * scale;")
 
@@ -27,7 +28,7 @@ typedef unsigned long long U;
 MINIDL_HD bool chosen(U v_index, U v_seed, U v_draw, U v_start, U v_threshold) {{
     typedef U T;
     T v_mask = 0;
-    {" ".join(random.random_mask.body.cpp)}
+    {" ".join(random_mask.body.cpp)}
     return v_mask;
 }}
 template <int N> MINIDL_HD void part(

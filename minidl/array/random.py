@@ -1,6 +1,5 @@
-"""Random numbers by counter: Philox4x32-10, the same bits on every device.
+"""Random numbers by counter, from the same words on every device.
 
-Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 Element i of draw d under a seed is a function of (seed, d, i) alone: no state is
 carried from element to element, so nothing depends on threads, ranks or order.
 """
@@ -20,71 +19,14 @@ from .device import (
 )
 from .draws import Draws
 from .graph import recording_graph
-from .kernel import Kernel
-
-_LOW = 0xFFFFFFFF
-_ROUND = f"""
-    p = a * {0xD2511F53};
-    q = c * {0xCD9E8D57};
-    a = (q >> 32) ^ b ^ k0;
-    b = q & {_LOW};
-    c = (p >> 32) ^ d ^ k1;
-    d = p & {_LOW};
-    k0 = (k0 + {0x9E3779B9}) & {_LOW};
-    k1 = (k1 + {0xBB67AE85}) & {_LOW};
-"""
-PHILOX = f"""
-    auto a = (index + start) & {_LOW};
-    auto b = (index + start) >> 32;
-    auto c = draw & {_LOW};
-    auto d = draw >> 32;
-    auto k0 = seed & {_LOW};
-    auto k1 = seed >> 32;
-    auto p = a;
-    auto q = a;
-    {_ROUND * 10}
-"""
-"""Four 32-bit words a b c d for counter (index + start, draw) and key seed."""
-
-
-def _philox(name: str, outputs: str, scalars: str, body: str) -> Kernel:
-    """A kernel that starts with the four words of its element."""
-    scalars = f"seed draw start {scalars}"
-    return Kernel(name, "", outputs, scalars, PHILOX + body, compute="uint64")
-
-
-random_words = _philox("random_words", "w x y z", "", "w = a; x = b; y = c; z = d;")
-random_bits = _philox("random_bits", "y", "shift", "y = ((b << 32) | a) >> shift;")
-random_pair = _philox("random_pair", "x y", "", "x = a; y = b;")
-random_pair_wide = _philox(
-    "random_pair_wide",
-    "x y",
-    "",
-    "x = ((b << 32) | a) >> 11; y = ((d << 32) | c) >> 11;",
-)
-random_mask = _philox("random_mask", "mask", "threshold", "mask = a < threshold;")
-random_integers = _philox(  # the upper half of 64 bits times the span
-    "random_integers",
-    "y",
-    "low span",
-    "y = ((((a * span) >> 32) + b * span) >> 32) + low;",
-)
-uniform_from_bits = Kernel(  # `last` is the greatest number below `high`
-    "uniform_from_bits",
-    "bits",
-    "y",
-    "low width unit last",
-    "y = min(low + width * (bits * unit), last);",
-)
-normal_from_bits = Kernel(  # Box and Muller, 1958
-    "normal_from_bits",
-    "first second",
-    "y",
-    "mean std unit tau",
-    """
-    auto radius = sqrt(-2 * log((first + 0.5) * unit));
-    y = mean + std * (radius * cos(tau * (second * unit)));
-    """,
+from .philox import (
+    normal_from_bits,
+    random_bits,
+    random_integers,
+    random_mask,
+    random_pair,
+    random_pair_wide,
+    uniform_from_bits,
 )
 
 
@@ -119,7 +61,7 @@ class Generator:
         self.draw = int(state[1])
 
     def next(self) -> dict:
-        """The scalars of the next draw, for the kernels of this file.
+        """The scalars of the next draw, for the kernels of philox.py.
 
         Numbers; while a CUDA graph is recorded, one-element arrays on the device that
         each replay finds set to the draws that are then the next.
