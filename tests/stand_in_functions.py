@@ -124,10 +124,11 @@ class ElementwiseKernel:
 
     def __init__(self, *args, **kwargs):
         self._kernel = CpuKernel(*args, **kwargs)
-        self.name = self._kernel.real.name
+        self.name, self._loaded = self._kernel.real.name, {}
 
     def __call__(self, *args, size=None, stream=None, block_size=128):
         inputs = arrays_in(args)
+        _load(self, tuple(x.dtype.char for x in inputs), stream)
         known = {id(x._array): x for x in inputs}
 
         def fresh(shape, dtype):
@@ -139,6 +140,13 @@ class ElementwiseKernel:
         outs = [known[id(x)] for x in outs]
         _launch(self.name, launch, inputs, outs, stream)
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _load(kernel, variant, stream) -> None:
+    """A first launch: in a capture it may wait for the device, or it may not."""
+    if variant not in kernel._loaded:
+        cuda.refuse_in_capture(f"loading kernel {kernel.name}", stream)
+    kernel._loaded[variant] = True
 
 
 def _launch(name, launch, reads, writes, stream=None) -> None:
@@ -161,12 +169,13 @@ class RawKernel:
     """cupy.RawKernel, run on the CPU; it writes what is not behind a const pointer."""
 
     def __init__(self, code, name, options=(), backend="nvrtc", **kwargs):
-        self.code, self.name = code, name
+        self.code, self.name, self._loaded = code, name, {}
         self.max_dynamic_shared_size_bytes = 48 << 10
 
     def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise cuda.CUDARuntimeError(1)
+        _load(self, None, stream)
         compiled = compiled_module(self.code)
         found = arrays_in(args)
         bare = [plain(x) for x in args]

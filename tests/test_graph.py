@@ -37,6 +37,10 @@ def test_a_failed_recording_leaves_everything_usable(stand_in):
         x.data[...] = 2
         return x.data.sum().item()
 
+    with pytest.raises(CaptureError, match="so loading kernel .* is disallowed"):
+        Graph(wrong)  # not rehearsed
+    with rehearsal():
+        random.uniform(3, device="cuda")
     with pytest.raises(CaptureError, match="wrong|item"):
         Graph(wrong)
     assert generator.state == (1, 0) and x.tolist() == [1, 1, 1]

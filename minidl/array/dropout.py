@@ -70,9 +70,10 @@ def dropout(x: Array, p: float) -> tuple[Array, Array]:
     if not on_gpu(x):
         mask = random.bernoulli(x.shape, 1 - p, device=device_of(x))
         return kept(x, mask, scale=scale), mask
-    numbers, threshold = random.default_generator().next(), round((1 - p) * 2**32)
+    numbers = random.default_generator().next(device_of(x))
+    threshold = round((1 - p) * 2**32)
     drawn = [numbers["seed"], numbers["draw"]]
-    on_device = on_gpu(drawn[0])  # while a CUDA graph is recorded
+    on_device = on_gpu(drawn[0])  # while a CUDA graph is recorded or rehearsed
     if not on_device:
         drawn = [numpy.uint64(number) for number in drawn]
     with x.device:

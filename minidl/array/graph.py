@@ -19,6 +19,7 @@ from .device import cupy_module
 from .errors import CaptureError
 
 _under_way: ContextVar["Graph | None"] = ContextVar("graph", default=None)
+_rehearsing: ContextVar[bool] = ContextVar("rehearsing", default=False)
 
 
 @cache
@@ -31,17 +32,24 @@ def _stream(device: int):
 def rehearsal() -> Iterator[None]:
     """What runs inside runs on the stream of the recordings, in turn with the current.
 
-    A stream has handles of libraries that are made when it first needs them, which
-    cannot be while it records.
+    A stream has handles of libraries that are made when it first needs them, and a
+    kernel is loaded when it is first launched, which cannot be while it records.
     """
     cuda = cupy_module().cuda
     current, stream = cuda.get_current_stream(), _stream(cuda.runtime.getDevice())
     stream.wait_event(current.record())
+    before = _rehearsing.set(True)
     try:
         with stream:
             yield
     finally:
+        _rehearsing.reset(before)
         current.wait_event(stream.record())
+
+
+def rehearsing() -> bool:
+    """Whether a rehearsal is under way on this thread."""
+    return _rehearsing.get()
 
 
 def recording_graph() -> "Graph | None":

@@ -17,8 +17,8 @@ from .device import (
     cupy_module,
     use_device,
 )
-from .draws import Draws
-from .graph import recording_graph
+from .draws import Draws, rehearsed
+from .graph import recording_graph, rehearsing
 from .philox import (
     normal_from_bits,
     random_bits,
@@ -60,17 +60,20 @@ class Generator:
         self.manual_seed(state[0])
         self.draw = int(state[1])
 
-    def next(self) -> dict:
+    def next(self, device: str | None = "cpu") -> dict:
         """The scalars of the next draw, for the kernels of philox.py.
 
         Numbers; while a CUDA graph is recorded, one-element arrays on the device that
-        each replay finds set to the draws that are then the next.
+        each replay finds set to the draws that are then the next. So in a rehearsal,
+        for the kernels that then will be launched are those that take arrays.
         """
         graph, draw = recording_graph(), self.draw
         self.draw += 1
-        if graph is None:
-            return {"seed": self.seed, "draw": draw, "start": 0}
-        return graph.companion(self, Draws).scalars(draw)
+        if graph is not None:
+            return graph.companion(self, Draws).scalars(draw)
+        if rehearsing() and device not in (None, "cpu"):
+            return rehearsed(self.seed, draw)
+        return {"seed": self.seed, "draw": draw, "start": 0}
 
 
 _default = threading.local()  # ranks simulated by threads have one each
@@ -88,8 +91,8 @@ def manual_seed(seed: int) -> Generator:
     return default_generator().manual_seed(seed)
 
 
-def _scalars(generator: Generator | None) -> dict[str, int]:
-    return (generator or default_generator()).next()
+def _scalars(generator: Generator | None, device: str | None) -> dict:
+    return (generator or default_generator()).next(device)
 
 
 def empty(shape, dtype, device: str | None = "cpu") -> Array:
@@ -114,7 +117,7 @@ def uniform(
     bits = 53 if dtype == numpy.float64 else 24
     width = numpy.uint64 if bits == 53 else numpy.uint32
     words = empty(shape, width, device)
-    random_bits(out=words, shift=64 - bits, **_scalars(generator))
+    random_bits(out=words, shift=64 - bits, **_scalars(generator, device))
     return uniform_from_bits(
         words,
         out=empty(shape, dtype, device),
@@ -141,7 +144,7 @@ def normal(
     wide = dtype == numpy.float64
     words = [empty(shape, numpy.uint64 if wide else numpy.uint32, device) for _ in "uv"]
     pair = random_pair_wide if wide else random_pair
-    pair(out=tuple(words), **_scalars(generator))
+    pair(out=tuple(words), **_scalars(generator, device))
     return normal_from_bits(
         *words,
         out=empty(shape, dtype, device),
@@ -171,7 +174,7 @@ def integers(
         out=empty(shape, dtype, device),
         low=low % 2**64,
         span=high - low,
-        **_scalars(generator),
+        **_scalars(generator, device),
     )
 
 
@@ -180,7 +183,7 @@ def permutation(
 ) -> Array:
     """The integers 0 to n - 1 in random order: the order of n words of 64 bits."""
     words = empty((n,), numpy.uint64, device)
-    random_bits(out=words, shift=0, **_scalars(generator))
+    random_bits(out=words, shift=0, **_scalars(generator, device))
     return array_module(words).argsort(words, kind="stable").astype(numpy.int64)
 
 
@@ -197,5 +200,5 @@ def bernoulli(
     return random_mask(
         out=empty(shape, dtype, device),
         threshold=round(p * 2**32),
-        **_scalars(generator),
+        **_scalars(generator, device),
     )
