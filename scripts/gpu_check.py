@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("CUPY_CACHE_DIR", f"{tempfile.gettempdir()}/cupy-kernels")
     try:
         canonical_device("cuda")
+        gpu_report.check_compiler()
     except DeviceError as error:
         print(f"gpu_check found nothing to check: {error}", file=sys.stderr)
         return 2

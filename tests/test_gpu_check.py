@@ -154,6 +154,7 @@ def test_the_whole_run(scripts, tmp_path, monkeypatch, capsys):
     rows = {"kernels": [GOOD], "windows": [BAD], "adam": [TIME]}
     monkeypatch.setattr(scripts.check, "canonical_device", lambda name: "cuda:0")
     monkeypatch.setattr(scripts.report, "environment", lambda root: ENVIRONMENT)
+    monkeypatch.setattr(scripts.report, "check_compiler", lambda: None)
     monkeypatch.setattr(scripts.check, "run_section", lambda name, quick: rows[name])
     out = ["--out", str(tmp_path), "--only"]
     assert scripts.check.main([*out, "kernels", "adam"]) == 0
@@ -164,6 +165,22 @@ def test_the_whole_run(scripts, tmp_path, monkeypatch, capsys):
     assert "FAILED gelu: nan" in said and "ms 0.1635" in said
     (file,) = tmp_path.glob("*.json")
     assert list(json.loads(file.read_text())["sections"]) == list(rows)
+
+
+def test_a_cupy_that_compiles_nothing_is_no_failure_of_minidl(
+    scripts, stand_in, monkeypatch, capsys
+):
+    scripts.report.check_compiler()
+    monkeypatch.setattr(scripts.check, "canonical_device", lambda name: "cuda:0")
+
+    def arange(*arguments, **options):
+        raise RuntimeError("Failed to find\nCUDA headers")
+
+    monkeypatch.setattr(stand_in.cupy, "arange", arange)
+    assert scripts.check.main(["--only", "adam"]) == 2
+    said = capsys.readouterr().err
+    assert "nothing to check: CuPy cannot run a kernel here: RuntimeError" in said
+    assert said.count("\n") == 1 and "Failed to find CUDA headers" in said
 
 
 def test_what_is_measured_runs_alone(scripts):
