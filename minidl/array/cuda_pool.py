@@ -23,7 +23,6 @@ _SOURCE = """
 #define PADDING(d) PICK(d, PADDINGS)
 #define GAP(d) PICK(d, DILATIONS)
 struct Sizes { I x[3], y[3]; };  // of a plane of x and of y
-#define SIZES const Sizes sizes = {{x0, x1, x2}, {y0, y1, y2}}
 #define SIZE(s) (s[0] * s[1] * s[2])
 
 // Element n of planes that lie one after another, or, `channels` > 1, side by side.
@@ -56,6 +55,12 @@ INLINE I low(int d, I p) {
 INLINE I high(int d, I p, I out) {
     return min((p + PADDING(d)) / STRIDE(d), out - 1);
 }
+// what each kernel begins with: this thread's element n of the result, at `place` there
+#define BEGIN(place, result)                                 \\
+    const Sizes sizes = {{x0, x1, x2}, {y0, y1, y2}};        \\
+    const I n = blockIdx.x * (I)blockDim.x + threadIdx.x;    \\
+    if (n >= count) return;                                  \\
+    const Place place(n, sizes.result, channels);
 #define EACH_TAP(d, k, p, o) \\
     for (int k = 0; k < TAP(d); ++k) \\
         if (const I p = first_of(d, o) + k * GAP(d); p >= 0 && p < sizes.x[d])
@@ -66,10 +71,7 @@ extern "C" __global__ void max_forward(
     const S* x, S* y, int* where, I count, I channels,
     I x0, I x1, I x2, I y0, I y1, I y2
 ) {
-    SIZES;
-    const I n = blockIdx.x * (I)blockDim.x + threadIdx.x;
-    if (n >= count) return;
-    const Place o(n, sizes.y, channels);
+    BEGIN(o, y)
     T best = LOWEST;
     I found = (inside(0, o.at[0]) * x1 + inside(1, o.at[1])) * x2 + inside(2, o.at[2]);
     EACH_TAP(0, i, a, o.at[0]) EACH_TAP(1, j, b, o.at[1]) EACH_TAP(2, k, c, o.at[2]) {
@@ -85,10 +87,7 @@ extern "C" __global__ void max_backward(
     const S* gy, const int* where, S* gx, I count, I channels,
     I x0, I x1, I x2, I y0, I y1, I y2
 ) {
-    SIZES;
-    const I n = blockIdx.x * (I)blockDim.x + threadIdx.x;
-    if (n >= count) return;
-    const Place p(n, sizes.x, channels);
+    BEGIN(p, x)
     T total = 0;
     EACH_WINDOW(0, a, p.at[0]) EACH_WINDOW(1, b, p.at[1]) EACH_WINDOW(2, c, p.at[2]) {
         const I here = p.in(sizes.y, (a * y1 + b) * y2 + c);
@@ -114,10 +113,7 @@ extern "C" __global__ void average_forward(
     const S* x, S* y, I count, I channels,
     I x0, I x1, I x2, I y0, I y1, I y2, int counted, int given
 ) {
-    SIZES;
-    const I n = blockIdx.x * (I)blockDim.x + threadIdx.x;
-    if (n >= count) return;
-    const Place o(n, sizes.y, channels);
+    BEGIN(o, y)
     T total = 0;
     EACH_TAP(0, i, a, o.at[0]) EACH_TAP(1, j, b, o.at[1]) EACH_TAP(2, k, c, o.at[2])
         total += (T)x[o.in(sizes.x, (a * x1 + b) * x2 + c)];
@@ -128,10 +124,7 @@ extern "C" __global__ void average_backward(
     const S* gy, S* gx, I count, I channels,
     I x0, I x1, I x2, I y0, I y1, I y2, int counted, int given
 ) {
-    SIZES;
-    const I n = blockIdx.x * (I)blockDim.x + threadIdx.x;
-    if (n >= count) return;
-    const Place p(n, sizes.x, channels);
+    BEGIN(p, x)
     T total = 0;
     EACH_WINDOW(0, a, p.at[0]) EACH_WINDOW(1, b, p.at[1]) EACH_WINDOW(2, c, p.at[2])
         total += (T)gy[p.in(sizes.y, (a * y1 + b) * y2 + c)]
