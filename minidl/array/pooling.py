@@ -164,18 +164,11 @@ def avg_pool_forward(
     ones = (1,) * len(kernel)
     shape = pool_shape(x.shape, kernel, stride, padding, ones, ceil_mode)
     check_divisor(divisor_override)
+    window, how = (kernel, stride, padding, ones), (count_include_pad, divisor_override)
     if cuda_pool.serves(x):
-        window, how = (
-            (kernel, stride, padding, ones),
-            (count_include_pad, divisor_override),
-        )
         return cuda_pool.average_forward(x, shape, window, *how)
     xp = array_module(x)
-    size, out = tuple(x.shape[2:]), shape[2:]
-    reach = taps(size, out, kernel, stride, padding, ones)
-    wide = np.promote_types(x.dtype, np.float32)
-    how = (kernel, stride, padding, count_include_pad, divisor_override)
-    divisor = divisor_of(xp, size, out, *how).astype(wide)
+    wide, reach, divisor = _averages(x, x.shape[2:], shape[2:], window, how)
     y = xp.empty(shape, x.dtype)
 
     def work(part):
@@ -200,18 +193,11 @@ def avg_pool_backward(
     """gx: each gy spread evenly over its window, the transpose of the forward."""
     ones = (1,) * len(kernel)
     check_divisor(divisor_override)
+    window, how = (kernel, stride, padding, ones), (count_include_pad, divisor_override)
     if cuda_pool.serves(gy):
-        window, how = (
-            (kernel, stride, padding, ones),
-            (count_include_pad, divisor_override),
-        )
         return cuda_pool.average_backward(gy, x_shape, window, *how)
     xp = array_module(gy)
-    size, out = tuple(x_shape[2:]), gy.shape[2:]
-    reach = taps(size, out, kernel, stride, padding, ones)
-    wide = np.promote_types(gy.dtype, np.float32)
-    how = (kernel, stride, padding, count_include_pad, divisor_override)
-    divisor = divisor_of(xp, size, out, *how).astype(wide)
+    wide, reach, divisor = _averages(gy, x_shape[2:], gy.shape[2:], window, how)
     gx = xp.empty(x_shape, gy.dtype)
 
     def work(part):
@@ -222,6 +208,13 @@ def avg_pool_backward(
 
     parallel(work, _parts(gx))
     return gx
+
+
+def _averages(array: Array, size: Sizes, out: Sizes, window, how) -> tuple:
+    """(the type to sum in, the taps, what each window's sum is divided by)"""
+    wide, size = np.promote_types(array.dtype, np.float32), tuple(size)
+    divisor = divisor_of(array_module(array), size, out, *window[:3], *how)
+    return wide, taps(size, out, *window), divisor.astype(wide)
 
 
 def _parts(x):
