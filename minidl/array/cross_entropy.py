@@ -14,6 +14,7 @@ import numpy
 from . import compiler, cuda_softmax
 from .cuda_source import empty
 from .device import Array, on_gpu
+from .dtypes import widened
 from .kernel import Kernel
 from .threads import get_num_threads
 from .vector_math import VECTOR_MATH
@@ -130,7 +131,7 @@ def cross_entropy(x: Array, labels: Array, smoothing: float = 0.0) -> tuple:
         terms, p = numpy.empty(len(x), x.dtype), numpy.empty(x.shape, x.dtype)
         _run(loop, x.shape, smoothing, x, labels, terms, p)
         return terms, p
-    wide = x.astype(numpy.float32) if x.dtype.itemsize < 4 else x
+    wide = widened(x)
     p = wide - wide.max(axis=1, keepdims=True)
     target = numpy.take_along_axis(p, numpy.expand_dims(labels, 1), 1)
     if smoothing:

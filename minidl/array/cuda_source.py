@@ -5,6 +5,7 @@ from functools import cache
 import numpy
 
 from .device import bfloat16, cupy_module
+from .dtypes import wide_type
 
 C_TYPE = {
     numpy.dtype(name): c_type
@@ -72,11 +73,6 @@ def contiguous(array, dtype=None):
     if array.flags.c_contiguous and dtype in (None, array.dtype):
         return array
     return array.astype(dtype or array.dtype, order="C")
-
-
-def wide_type(dtype: numpy.dtype) -> numpy.dtype:
-    """The type to compute in."""
-    return numpy.dtype(numpy.float32) if dtype.itemsize < 4 else dtype
 
 
 def blocks(count: int, size: int) -> int:

@@ -4,16 +4,9 @@ import numpy
 
 from . import random
 from .body import PREAMBLE
-from .cuda_source import (
-    VECTOR,
-    aligned,
-    blocks,
-    contiguous,
-    empty,
-    function,
-    wide_type,
-)
+from .cuda_source import VECTOR, aligned, blocks, contiguous, empty, function
 from .device import Array, device_of, on_gpu
+from .dtypes import wide_type
 from .kernel import Kernel
 from .philox import random_mask
 

@@ -2,10 +2,7 @@
 
 import numpy as np
 
-try:
-    from ml_dtypes import bfloat16
-except ImportError:  # optional: only bfloat16 is missing then
-    bfloat16 = None
+from .device import Array, bfloat16
 
 float16, float32, float64 = np.float16, np.float32, np.float64
 int8, int16, int32, int64 = np.int8, np.int16, np.int32, np.int64
@@ -17,6 +14,16 @@ BFLOAT16 = None if bfloat16 is None else np.dtype(bfloat16)
 def is_floating_point(dtype: np.dtype) -> bool:
     """Whether a number type has gradients."""
     return dtype.kind == "f" or dtype == BFLOAT16
+
+
+def wide_type(dtype: np.dtype) -> np.dtype:
+    """The type to compute in: float32 for those of fewer bits."""
+    return DEFAULT_FLOAT if dtype.itemsize < 4 else dtype
+
+
+def widened(x: Array) -> Array:
+    """The array, or a copy in float32 where it is of fewer bits."""
+    return x.astype(wide_type(x.dtype), copy=False)
 
 
 def category(dtype: np.dtype) -> int:

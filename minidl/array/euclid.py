@@ -6,6 +6,7 @@ from math import isfinite, sqrt
 import numpy
 
 from .device import Array, cupy_module, device_of, on_gpu, to_device
+from .dtypes import widened
 
 THREADS = 256  # in a block
 BLOCKS = 1024  # at most; on every GPU the same, and so the rounding
@@ -88,9 +89,7 @@ def norm(arrays: list[Array]) -> tuple:
 def _on_host(arrays: list) -> tuple[float, bool]:
     total, bad = 0.0, False
     for x in arrays:
-        flat = to_device(x, "cpu").reshape(-1)
-        if flat.dtype.itemsize < 4:
-            flat = flat.astype(numpy.float32)
+        flat = widened(to_device(x, "cpu").reshape(-1))
         with numpy.errstate(all="ignore"):
             square = float(numpy.dot(flat, flat))
             if not isfinite(square):  # or too large for float32
@@ -110,9 +109,7 @@ def on_device(arrays: list) -> Array:
         found = cupy.zeros(5 + max(blocks), numpy.float64)
         room = found, found[4:], found[5:]
         for x, count in zip(arrays, blocks, strict=True):
-            x = to_device(x, device_of(found)).reshape(-1)
-            if x.dtype.itemsize < 4:
-                x = x.astype(numpy.float32)
+            x = widened(to_device(x, device_of(found)).reshape(-1))
             kernel(x.dtype.name)((count,), (THREADS,), (x, x.size, *room))
     return found
 

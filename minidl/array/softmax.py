@@ -7,6 +7,7 @@ import numpy
 
 from . import cuda_softmax
 from .device import Array, on_gpu
+from .dtypes import widened
 from .kernel import Kernel
 from .standardize import summed
 
@@ -56,8 +57,3 @@ def log_softmax_gradient(g: Array, y: Array, dim: int) -> Array:
     if on_gpu(y):
         return cuda_softmax.softmax_gradient(g, y, dim, True)
     return scaled_exponential(g, widened(g).sum(axis=dim, keepdims=True), y)
-
-
-def widened(x: Array) -> Array:
-    """x, or a copy in float32 where it is of half precision."""
-    return x.astype(numpy.float32) if x.dtype.itemsize < 4 else x

@@ -10,6 +10,7 @@ import numpy
 
 from . import cuda_layer_norm, cuda_norm, standardize_loops
 from .device import Array, array_module, on_gpu
+from .dtypes import wide_type
 from .kernel import Kernel
 from .loops import PARALLEL_FROM
 
@@ -41,7 +42,7 @@ def standardize(x: Array, w, b, dims, eps: float, centred: bool) -> tuple:
         served = files.forward(x, w, b, dims, eps)
     if served is not None:
         return served
-    xp, wide = array_module(x), wide_type(x)
+    xp, wide = array_module(x), wide_type(x.dtype)
     count = prod(x.shape[d] for d in dims)
     mean = xp.zeros((1,) * x.ndim, wide)
     if centred:
@@ -78,7 +79,7 @@ def standardize_gradient(
         served = files.backward(g, x, w, mean, var, dims, eps)
     if served is not None:
         return served
-    xp, wide = array_module(x), wide_type(x)
+    xp, wide = array_module(x), wide_type(x.dtype)
     count = prod(x.shape[d] for d in dims)
     scale = 1 / xp.sqrt(var + eps)
     g = g.astype(wide, copy=False)
@@ -127,7 +128,7 @@ def rescale_gradient(
     scale, gw, gb = 1 / array_module(var).sqrt(var + eps), None, None
     gx = stretched(g, scale if w is None else scale * w, 0)
     if sums:
-        wide = wide_type(g)
+        wide = wide_type(g.dtype)
         g, d = g.astype(wide, copy=False), deviations(x, mean, wide, True)
         gw, gb = summed(g, d, dims) * scale, summed(g, None, dims)
     return gx, gw, gb
@@ -160,11 +161,6 @@ def summed(a: Array, b, dims) -> Array:
     totals = totals.reshape(*a.shape[:inner], *[1] * (a.ndim - inner))
     outer = tuple(d for d in dims if d < inner)
     return totals.sum(axis=outer, keepdims=True) if outer else totals
-
-
-def wide_type(x: Array) -> numpy.dtype:
-    """The type to compute in."""
-    return numpy.dtype(numpy.float32) if x.dtype.itemsize < 4 else x.dtype
 
 
 def is_constant_over(w: Array, dims, ndim: int) -> bool:

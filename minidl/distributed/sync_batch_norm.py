@@ -3,12 +3,12 @@
 import numpy as np
 
 from minidl.array.device import array_module
+from minidl.array.dtypes import wide_type
 from minidl.array.standardize import (
     deviations,
     scale_and_shift,
     summed,
     uncentre,
-    wide_type,
 )
 from minidl.autograd.function import Op
 from minidl.autograd.mode import recording
@@ -38,7 +38,7 @@ def combined(counts, means, squares) -> tuple:
 
 def statistics(x, communicator: Communicator) -> tuple:
     """Values a channel, and their mean and variance, over all ranks."""
-    xp, wide = array_module(x), wide_type(x)
+    xp, wide = array_module(x), wide_type(x.dtype)
     channels, count = x.shape[1], x.size // max(x.shape[1], 1)
     mean = over_channels(x.astype(wide, copy=False)) / max(count, 1)
     d = deviations(x, mean, wide, True)
@@ -72,7 +72,7 @@ class SyncStandardize(Op):
     """
 
     def forward(self, x, w, b, n, mean, var, eps, communicator):
-        xp, wide = array_module(x), wide_type(x)
+        xp, wide = array_module(x), wide_type(x.dtype)
         self.n, self.communicator = n, communicator
         scale = 1 / xp.sqrt(var + eps)
         self.save_for_backward(x, w, mean, scale)

@@ -6,6 +6,7 @@ import numpy as np
 
 from minidl.array import euclid
 from minidl.array.device import Array, array_module, device_of, on_gpu, to_device
+from minidl.array.dtypes import widened
 from minidl.array.kernel import Kernel
 from minidl.autograd.tensor import Tensor
 from minidl.optim.flat import runs, storage_of
@@ -42,10 +43,7 @@ def whole_gradients(parameters: Tensor | Iterable[Tensor]) -> list:
 def norm(array: Array, order: float) -> Array:
     """The vector norm as a 0-d array, in float32 or wider."""
     xp = array_module(array)
-    flat = array.reshape(-1)
-    if flat.dtype.itemsize < 4:
-        flat = flat.astype(xp.float32)
-    return xp.asarray(xp.linalg.norm(flat, order))
+    return xp.asarray(xp.linalg.norm(widened(array.reshape(-1)), order))
 
 
 def total_norm(arrays: list, order: float) -> Array:
