@@ -13,7 +13,7 @@ from .device import Array
 
 # Row r and position j have the parameter (r % period) * size + j / span.
 _SOURCE = (
-    MOMENTS.replace("#define INLINE __device__ static inline\n", "")
+    MOMENTS
     + """
 #define PARAMETER(p, j) (T)(p)[row % period * size + (span == 1 ? (j) : (j) / span)]
 struct Scattered : Moments {

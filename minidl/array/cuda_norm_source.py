@@ -6,7 +6,6 @@ from .cuda_source import VECTOR
 # LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
 # 1979: neither a large mean nor an outlier costs digits.
 MOMENTS = """
-#define INLINE __device__ static inline
 struct Moments {  // how many, their mean, the sum of their squared distances from it
     T count, mean, squares;
     __device__ Moments joined(Moments other) const {
@@ -35,6 +34,7 @@ SOURCE = (
     VECTOR
     + MOMENTS
     + """
+#define INLINE __device__ static inline
 #define MEMBERS (BLOCK / LANES)
 typedef Vector<S, VECTOR> Some;
 struct Sums {  // of g, and of g (x - mean) / sqrt(var + eps)
