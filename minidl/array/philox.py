@@ -30,23 +30,22 @@ PHILOX = f"""
 """Four 32-bit words a b c d for counter (index + start, draw) and key seed."""
 
 
-def _philox(name: str, outputs: str, scalars: str, body: str) -> Kernel:
+def drawn(name: str, outputs: str, scalars: str, body: str) -> Kernel:
     """A kernel that starts with the four words of its element."""
     scalars = f"seed draw start {scalars}"
     return Kernel(name, "", outputs, scalars, PHILOX + body, compute="uint64")
 
 
-random_words = _philox("random_words", "w x y z", "", "w = a; x = b; y = c; z = d;")
-random_bits = _philox("random_bits", "y", "shift", "y = ((b << 32) | a) >> shift;")
-random_pair = _philox("random_pair", "x y", "", "x = a; y = b;")
-random_pair_wide = _philox(
+random_bits = drawn("random_bits", "y", "shift", "y = ((b << 32) | a) >> shift;")
+random_pair = drawn("random_pair", "x y", "", "x = a; y = b;")
+random_pair_wide = drawn(
     "random_pair_wide",
     "x y",
     "",
     "x = ((b << 32) | a) >> 11; y = ((d << 32) | c) >> 11;",
 )
-random_mask = _philox("random_mask", "mask", "threshold", "mask = a < threshold;")
-random_integers = _philox(  # the upper half of 64 bits times the span
+random_mask = drawn("random_mask", "mask", "threshold", "mask = a < threshold;")
+random_integers = drawn(  # the upper half of 64 bits times the span
     "random_integers",
     "y",
     "low span",
