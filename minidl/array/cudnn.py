@@ -7,8 +7,9 @@ in memory, and the result lies as the input does.
 """
 
 from . import cudnn_plans
+from .cuda_layout import made, usual
 from .cudnn_plans import TYPES, plan_for, run
-from .device import Array, cupy_module
+from .device import Array
 from .rectifier import rectify
 
 ALIGNMENT = 16  # bytes, which every plan takes for granted
@@ -96,10 +97,5 @@ def _aligned(array: Array) -> bool:
 
 def _empty(shape, like: Array, last: bool) -> Array:
     """A new array whose channels are last in memory, or not."""
-    cupy = cupy_module()
     with like.device:
-        if not last:
-            return cupy.empty(shape, like.dtype)
-        n, c, *size = shape
-        made = cupy.empty((n, *size, c), like.dtype)
-        return made.transpose(0, made.ndim - 1, *range(1, made.ndim - 1))
+        return usual(made(shape, like.dtype, last), last)
