@@ -7,7 +7,7 @@ from minidl.optim.rule import Rule
 
 
 def rmsprop(centered: bool, momentum: bool):
-    """The kernel for these settings."""
+    """The rule for these settings."""
     root = "square_avg - grad_avg * grad_avg" if centered else "square_avg"
     return Rule(
         "rmsprop" + "_centered" * centered + "_momentum" * momentum,
