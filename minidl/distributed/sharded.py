@@ -7,7 +7,7 @@ Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Paramet
 Models", 2020, section 5.1: as much is sent as by an all-reduce.
 """
 
-from minidl.array.device import array_module
+from minidl.array import euclid
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.compression import compressed
 from minidl.distributed.exchange import Bucket, BucketedExchange, divide, stays
@@ -140,10 +140,6 @@ class ShardedExchange(BucketedExchange):
 
 
 def overflow(arrays, stay: bool):
-    """Whether an element is not finite; as 0 or 1 on the device, if it is to stay."""
-    if not arrays:
-        return False
-    xp = array_module(*arrays)
-    good = [xp.isfinite(end) for a in arrays for end in (a.max(), a.min())]
-    bad = ~xp.stack(good).all()
-    return bad.astype(xp.float32) if stay else bool(bad)  # one wait for all of them
+    """Whether an element is not finite; on the device, if it is to stay there."""
+    found = euclid.norm(arrays)[1]
+    return found if stay else bool(found)  # one wait for all of them
