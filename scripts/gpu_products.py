@@ -176,7 +176,8 @@ def product_rates(xp, quick: bool) -> Iterator[dict]:
         }
         if torch is not None:
             kind = getattr(torch, str(np.dtype(dtype)))
-            x, y = (torch.randn(n, n, device="cuda", dtype=kind) for _ in "xy")
+            here = {"device": device_of(xp), "dtype": kind}
+            x, y = (torch.randn(n, n, **here) for _ in "xy")
             torch.backends.cuda.matmul.allow_tf32 = word == "high"
             row |= beside(xp, lambda x=x, y=y: x @ y, ms)
         yield row
@@ -213,7 +214,8 @@ def convolution_rates(xp, quick: bool) -> Iterator[dict]:
 
 def torch_convolution(xp, torch, x, w, dtype, word, ms: float) -> dict:
     kind = getattr(torch, str(np.dtype(dtype)))
-    x, w = (torch.randn(*a.shape, device="cuda", dtype=kind) for a in (x, w))
+    here = {"device": device_of(xp), "dtype": kind}
+    x, w = (torch.randn(*a.shape, **here) for a in (x, w))
     torch.backends.cudnn.allow_tf32 = word == "high"
     return beside(xp, lambda: torch.nn.functional.conv2d(x, w, padding="same"), ms)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minidl.array import cudnn_plans
+from minidl.array.device import bfloat16
 from minidl.array.kernel import Kernel
 
 # --- the checks, on NumPy
@@ -180,6 +181,16 @@ def test_products_are_compared(scripts, few_products, monkeypatch):
     dtype, shapes = np.dtype("float16"), few_products.PRODUCTS["stacks"]
     rows = few_products.compare_product(np, "p", dtype, *shapes)
     assert not any(row["ok"] for row in rows)
+
+
+def test_products_are_measured_beside_pytorch(few_products, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(few_products, "torch_or_none", lambda xp: torch)
+    rows = list(few_products.product_rates(np, True))
+    rows += few_products.convolution_rates(np, True)
+    beside = [row for row in rows if "torch_ms" in row]
+    assert len(beside) == 3 + 2 + 2 * (bfloat16 is not None)
+    assert all(row["times_torch"] > 0 for row in beside)
 
 
 @pytest.mark.slow
