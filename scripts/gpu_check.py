@@ -37,6 +37,7 @@ import gpu_training  # noqa: E402
 
 from minidl.array.device import canonical_device, cupy_module  # noqa: E402
 from minidl.array.errors import DeviceError  # noqa: E402
+from minidl.array.inventory import check_kernels  # noqa: E402
 
 SECTIONS = {  # name: (generator of rows, seconds it may take), under 8 minutes
     "kernels": (gpu_checks.kernels, 120),
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("CUPY_CACHE_DIR", f"{tempfile.gettempdir()}/cupy-kernels")
     try:
         canonical_device("cuda")
-        gpu_report.check_compiler()
+        check_kernels()
     except DeviceError as error:
         print(f"gpu_check found nothing to check: {error}", file=sys.stderr)
         return 2

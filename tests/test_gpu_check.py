@@ -154,7 +154,7 @@ def test_the_whole_run(scripts, tmp_path, monkeypatch, capsys):
     rows = {"kernels": [GOOD], "windows": [BAD], "adam": [TIME]}
     monkeypatch.setattr(scripts.check, "canonical_device", lambda name: "cuda:0")
     monkeypatch.setattr(scripts.report, "environment", lambda root: ENVIRONMENT)
-    monkeypatch.setattr(scripts.report, "check_compiler", lambda: None)
+    monkeypatch.setattr(scripts.check, "check_kernels", lambda: None)
     monkeypatch.setattr(scripts.check, "run_section", lambda name, quick: rows[name])
     out = ["--out", str(tmp_path), "--only"]
     assert scripts.check.main([*out, "kernels", "adam"]) == 0
@@ -170,7 +170,7 @@ def test_the_whole_run(scripts, tmp_path, monkeypatch, capsys):
 def test_a_cupy_that_compiles_nothing_is_no_failure_of_minidl(
     scripts, stand_in, monkeypatch, capsys
 ):
-    scripts.report.check_compiler()
+    scripts.check.check_kernels()
     monkeypatch.setattr(scripts.check, "canonical_device", lambda name: "cuda:0")
 
     def arange(*arguments, **options):

@@ -12,6 +12,7 @@ import numpy
 
 from minidl.array import compiler, cudnn
 from minidl.array.device import cupy_module, use_device
+from minidl.array.errors import DeviceError
 from minidl.array.threads import openblas
 
 TRIAL = 'extern "C" int minidl_trial() { return 1; }'
@@ -73,6 +74,7 @@ def device_facts(device: str) -> dict:
     """The device's model, address and bytes of memory; of "cpu", the host's memory.
 
     `identity` is the same for two ranks of a host exactly where they share a GPU.
+    Raises DeviceError for a GPU on which CuPy cannot run kernels.
     """
     if device == "cpu":
         free, total = host_memory()
@@ -81,6 +83,7 @@ def device_facts(device: str) -> dict:
     properties = runtime.getDeviceProperties(index)
     address = runtime.deviceGetPCIBusId(index)
     with use_device(device):
+        check_kernels()
         free, total = runtime.memGetInfo()
     return {
         "name": device,
@@ -90,6 +93,18 @@ def device_facts(device: str) -> dict:
         "free": int(free),
         "total": int(total),
     }
+
+
+def check_kernels() -> None:
+    """Raise DeviceError where CuPy cannot compile and run kernels on the current GPU:
+    most often CUDA's headers are missing, or of another CUDA than its compiler."""
+    cupy = cupy_module()
+    try:
+        for dtype in ("float32", "float16"):
+            (cupy.arange(3, dtype=dtype) * 2).get()
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DeviceError(f"CuPy cannot run a kernel here: {said[:600]}") from error
 
 
 def host_memory() -> tuple[int | None, int | None]:
