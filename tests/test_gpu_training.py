@@ -86,6 +86,8 @@ def test_the_mean_costs_no_pass_over_the_gradients(stand_in):
     backward(parallel, 7)
     assert "minidl_by_count" not in stand_in.launches and not stand_in.syncs
     mean = gradient(parallel.module)
+    backward(parallel, 7)  # adds
+    np.testing.assert_allclose(gradient(parallel.module), 2 * mean, rtol=1e-12)
     with pytest.raises(RuntimeError, match="not exchanged yet: call wait"):
         for _ in range(2):
             parallel.share(parallel(tensor(np.ones((2, 6)), device="cuda")).mean())
@@ -96,6 +98,12 @@ def test_the_mean_costs_no_pass_over_the_gradients(stand_in):
     backward(parallel, 7)
     assert stand_in.launches.count("minidl_by_count") == 1
     np.testing.assert_allclose(gradient(parallel.module), mean, rtol=1e-12)
+    parallel.zero_grad()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = parallel(tensor(np.ones((2, 6)), device="cuda"))
+        labels = tensor(np.ones(2, int), device="cuda")
+        parallel.backward(F.cross_entropy(scores, labels, ignore_index=1))
+    assert np.isnan(gradient(parallel.module)).all()  # no label counts
 
 
 @ranks
