@@ -2,7 +2,8 @@
 
 from contextlib import contextmanager
 
-from minidl.array.device import Array, array_module, is_array, on_gpu
+from minidl.array.device import Array, array_module, on_gpu
+from minidl.array.kernel import Kernel
 from minidl.autograd.mode import is_grad_enabled
 from minidl.autograd.tensor import Tensor
 from minidl.distributed.communicator import Communicator
@@ -12,6 +13,8 @@ from minidl.distributed.exchange import BucketedExchange, NaiveExchange
 from minidl.distributed.launch import init
 from minidl.distributed.sharded import ShardedExchange
 from minidl.nn.module import Module
+
+reciprocal = Kernel("reciprocal_count", "count", "part", body="part = 1 / count;")
 
 
 def beside(array, count: Tensor | float):
@@ -109,15 +112,32 @@ class DataParallel:
         backward, so that no pass over the gradients has to divide them. What no_sync()
         accumulates is sums, since its count is known last.
         """
-        first, total = not self.begun, self.total(loss)
-        if not (first and self.syncing and is_array(self.count)):
-            return total
-        share = 1 / self.communicator.all_reduce(self.count)
+        if self.begun or not self.syncing or not self._stays(loss):
+            return self.sum_behind(loss)
+        self._begin(loss)
         self.count = None
-        return total * Tensor(share.astype(total.dtype))
+        if self.communicator.size == 1:
+            return loss  # of all ranks already
+        count = self.communicator.all_reduce(beside(loss.total.data, loss.count))
+        part = array_module(count).empty((), loss.dtype)
+        return loss.total * Tensor(reciprocal(count, out=part))
 
-    def total(self, loss: Tensor) -> Tensor:
+    def sum_behind(self, loss: Tensor) -> Tensor:
         """The sum behind a mean, which `wait` divides by the global count."""
+        self._begin(loss)
+        if self._stays(loss):
+            self.count = self.count + beside(loss.total.data, loss.count)
+        else:
+            self.count = self.count + float(loss.count)
+        return loss.total
+
+    def _stays(self, loss: Tensor) -> bool:
+        """Whether counts are on the GPUs, and the host need not know them."""
+        return on_gpu(loss.data) and self.communicator.capturable
+
+    def _begin(self, loss: Tensor) -> None:
+        """Put aside what an earlier exchange has left; RuntimeError for what cannot be
+        differentiated now."""
         if loss.total is None:
             raise RuntimeError(
                 "this loss does not know how many terms it is the mean over, which its "
@@ -134,11 +154,6 @@ class DataParallel:
         if not self.begun:
             self.begun = True
             self.exchange.keep()
-        if on_gpu(loss.total.data) and self.communicator.capturable:
-            self.count = self.count + beside(loss.total.data, loss.count)
-        else:
-            self.count = self.count + float(loss.count)
-        return loss.total
 
     def ready(self, parameter: Tensor) -> None:
         """For `on_grad_ready` of Tensor.backward."""

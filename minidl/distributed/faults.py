@@ -43,7 +43,7 @@ class SkippedBucket(DataParallel):
     """Leaves out the last two parameters: each rank keeps its own gradient."""
 
     def backward(self, loss):
-        self.total(loss).backward()
+        self.sum_behind(loss).backward()
         own = [p.grad.data.copy() for p in self.module.parameters()]
         count, self.count = self.count, 0.0
         self.exchange.wait(count)
@@ -77,7 +77,7 @@ class ForgottenRank(DataParallel):
     """Counts the samples of the last rank, and loses its gradient."""
 
     def backward(self, loss):
-        self.total(loss).backward()
+        self.sum_behind(loss).backward()
         if self.communicator.rank == self.communicator.size - 1:
             self.module.zero_grad(set_to_none=False)
         self.wait()

@@ -118,7 +118,7 @@ class Twin:
             mine.data[...] = its.data
             mine.grad = None
         loss = loss_fn(twin(inputs), labels)
-        (loss if mean else self.parallel.total(loss)).backward()
+        (loss if mean else self.parallel.sum_behind(loss)).backward()
         return gradients_of(twin), float(loss.count)
 
 
