@@ -157,18 +157,24 @@ def conv_weight_gradient(
     return out
 
 
-def conv_bias_gradient(gy: Array) -> Array:
-    """gb, the sum of gy (N, K, *out) over all but K."""
+def conv_bias_gradient(gy: Array, out: Array | None = None) -> Array:
+    """gb, the sum of gy (N, K, *out) over all but K; `out` may be used for it."""
     both = sweep.bias_gradient(gy) if array_module(gy) is np else None
-    return gy.sum((0, *range(2, gy.ndim))) if both is None else both[1]
+    if both is not None:
+        return both[1]
+    same = out is not None and out.dtype == gy.dtype
+    return gy.sum((0, *range(2, gy.ndim)), out=out if same else None)
 
 
-def conv_rectified_gradient(gy: Array, y: Array) -> tuple[Array, Array]:
-    """(g, gb): gy where y > 0 and 0 elsewhere, and that summed over all but K."""
+def conv_rectified_gradient(
+    gy: Array, y: Array, out: Array | None = None
+) -> tuple[Array, Array]:
+    """(g, gb): gy where y > 0 and 0 elsewhere, and that summed over all but K, for
+    which `out` may be used."""
     both = sweep.bias_gradient(gy, y) if array_module(gy) is np else None
     if both is None:
         g = rectify_gradient(gy, y)
-        both = g, conv_bias_gradient(g)
+        both = g, conv_bias_gradient(g, out)
     return both
 
 

@@ -27,7 +27,7 @@ class Conv(Op):
         x, w, y = self.saved_tensors
         gx = gw = gb = None
         if y is not None and self.edges[2] is not None:
-            g, gb = Rectified.apply(g, y)
+            g, gb = Rectified.apply(g, y, self.gradient_buffer(2))
         elif y is not None:
             g = relu_gradient(g, y)
         if w is not None:
@@ -36,7 +36,7 @@ class Conv(Op):
             out = self.gradient_buffer(1)
             gw = ConvWeight.apply(g, x, self.w_shape, self.settings, out)
         if self.edges[2] is not None and gb is None:
-            gb = SumToChannels.apply(g)
+            gb = SumToChannels.apply(g, self.gradient_buffer(2))
         return gx, gw, gb
 
 
@@ -62,7 +62,7 @@ class ConvInput(Op):
             out = self.gradient_buffer(1)
             gw = ConvWeight.apply(gy, g, self.w_shape, self.settings, out)
         if self.edges[2] is not None:
-            gb = SumToChannels.apply(g)
+            gb = SumToChannels.apply(g, self.gradient_buffer(2))
         return ggy, gw, gb
 
 
@@ -86,13 +86,14 @@ class ConvWeight(Op):
 
 
 class Rectified(Op):
-    """g where y > 0, 0 elsewhere, and the sum of that over all but the channels."""
+    """g where y > 0, 0 elsewhere, and the sum of that over all but the channels, which
+    may be written to `out` where that is given."""
 
     materialize_grads = False
 
-    def forward(self, g, y):
+    def forward(self, g, y, out):
         self.save_for_backward(y)
-        return raw.conv_rectified_gradient(g, y)
+        return raw.conv_rectified_gradient(g, y, out)
 
     def backward(self, ggy, ggb):
         (y,) = self.saved_tensors
@@ -103,11 +104,11 @@ class Rectified(Op):
 
 
 class SumToChannels(Op):
-    """(N, C, *size) -> (C)"""
+    """(N, C, *size) -> (C); may be written to `out` where that is given."""
 
-    def forward(self, g):
+    def forward(self, g, out):
         self.shape = g.shape
-        return raw.conv_bias_gradient(g)
+        return raw.conv_bias_gradient(g, out)
 
     def backward(self, g):
         return BroadcastTo.apply(column(g, len(self.shape)), self.shape)

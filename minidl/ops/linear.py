@@ -4,7 +4,7 @@ matrices: these are what GPUs and BLAS are fast at."""
 from math import prod
 
 from minidl.array import matmul as raw
-from minidl.array.dtypes import DEFAULT_FLOAT
+from minidl.array.dtypes import DEFAULT_FLOAT, wide_type, widened
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.activation import relu, relu_gradient
@@ -48,7 +48,7 @@ class Linear(Op):
         return (
             None if w is None else MatMul.apply(g, w),
             None if x is None else product(self, 1, matrix_transpose(g), x),
-            None if self.edges[2] is None else g.sum(0),
+            None if self.edges[2] is None else sum_of_rows(self, 2, g),
         )
 
 
@@ -63,6 +63,15 @@ def product(node: Op, position: int, a: Tensor, b: Tensor) -> Tensor:
     if target.dtype not in (a.dtype, summed):
         return MatMul.apply(a, b)
     return Tensor(raw.matmul(a.data, b.data, target, accumulate=out is None))
+
+
+def sum_of_rows(node: Op, position: int, g: Tensor) -> Tensor:
+    """The sum of the rows as the gradient of an input of `node`; written straight into
+    flat storage where that waits for it, and then not rounded to 16 bits."""
+    out = node.gradient_buffer(position)
+    if out is None or out.dtype != wide_type(g.dtype):
+        return g.sum(0)
+    return Tensor(widened(g.data).sum(0, out=out))
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
