@@ -7,53 +7,69 @@ extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")
 
 namespace fibres {
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
-struct Fibre {
-  ucontext_t context;
+struct Fibre {  // begun once and kept: the next block is its next round
+  char* stack;
+  bool begun;
+  jmp_buf place;  // where it goes on: swapcontext would ask the kernel at each switch
   State state;
   unsigned mask;  // the lanes that the warp's barrier names
   int vote;       // for __syncthreads_count and its like
   uint64_t slot;  // what a shuffle hands on
 };
 static const size_t STACK = 1 << 16;
-static std::vector<Fibre> threads;
-static std::vector<char> stacks;
-static ucontext_t scheduler;
+static Fibre threads[1024];
+static int size;  // threads of a block
+static jmp_buf scheduler;
 static void (*body)();
 static int current;
 static const char* problem;
 
 static void hand_over(State state) {
   threads[current].state = state;
-  swapcontext(&threads[current].context, &scheduler);
+  if (!_setjmp(threads[current].place)) _longjmp(scheduler, 1);
 }
 static void fail(const char* what) {  // the thread is never resumed
   problem = what;
   hand_over(DONE);
 }
-static void run_body() {
-  body();
-  hand_over(DONE);
+static void run_bodies() {
+  for (;;) {
+    body();
+    hand_over(DONE);
+  }
 }
-static int size() { return (int)threads.size(); }
+static void resume(Fibre& thread) {
+  if (_setjmp(scheduler)) return;
+  if (thread.begun) _longjmp(thread.place, 1);
+  thread.begun = true;
+  if (!thread.stack) thread.stack = (char*)malloc(STACK);
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = thread.stack;
+  context.uc_stack.ss_size = STACK;
+  context.uc_link = nullptr;
+  makecontext(&context, run_bodies, 0);
+  setcontext(&context);
+}
 
 static bool open_block_barrier() {
-  for (auto& thread : threads)
-    if (thread.state == READY || thread.state == AT_WARP) return false;
+  for (int k = 0; k < size; ++k)
+    if (threads[k].state == READY || threads[k].state == AT_WARP) return false;
   bool any = false;
-  for (auto& thread : threads)
-    if (thread.state == AT_BLOCK) thread.state = READY, any = true;
+  for (int k = 0; k < size; ++k)
+    if (threads[k].state == AT_BLOCK) threads[k].state = READY, any = true;
   return any;
 }
 static bool open_warp_barrier(int first) {
   bool opened = false;
-  for (int k = first; k < first + 32 && k < size(); ++k) {
+  for (int k = first; k < first + 32 && k < size; ++k) {
     if (threads[k].state != AT_WARP) continue;
     unsigned mask = threads[k].mask;
     bool all = mask >> (k - first) & 1;
     if (!all) problem = "a thread is not in the mask that it gives";
     for (int lane = 0; lane < 32; ++lane) {
       if (!(mask >> lane & 1)) continue;
-      if (first + lane >= size() || threads[first + lane].state == DONE) {
+      if (first + lane >= size || threads[first + lane].state == DONE) {
         problem = "a mask names a thread that is not there or has returned";
         return false;
       }
@@ -69,31 +85,24 @@ static bool open_warp_barrier(int first) {
 }
 
 static void run_block(bool backwards) {
-  for (int k = 0; k < size(); ++k) {
-    auto& thread = threads[k];
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = stacks.data() + k * STACK;
-    thread.context.uc_stack.ss_size = STACK;
-    thread.context.uc_link = nullptr;
-    makecontext(&thread.context, run_body, 0);
-    thread.state = READY;
-  }
+  for (int k = 0; k < size; ++k) threads[k].state = READY;
   for (;;) {
-    for (int n = 0; n < size(); ++n) {
-      current = backwards ? size() - 1 - n : n;
+    for (int n = 0; n < size; ++n) {
+      current = backwards ? size - 1 - n : n;
       if (threads[current].state != READY) continue;
       threadIdx.x = current % blockDim.x;
       threadIdx.y = current / blockDim.x % blockDim.y;
       threadIdx.z = current / blockDim.x / blockDim.y;
-      swapcontext(&scheduler, &threads[current].context);
+      resume(threads[current]);
       if (problem) return;
     }
     bool opened = open_block_barrier();
-    for (int first = 0; first < size(); first += 32) opened |= open_warp_barrier(first);
+    for (int first = 0; first < size; first += 32) opened |= open_warp_barrier(first);
     if (problem) return;
     if (opened) continue;
-    for (auto& thread : threads)
-      if (thread.state != DONE) problem = "threads wait at different barriers for ever";
+    for (int k = 0; k < size; ++k)
+      if (threads[k].state != DONE)
+        problem = "threads wait at different barriers for ever";
     return;
   }
 }
@@ -102,8 +111,7 @@ static void run_block(bool backwards) {
 static const char* launch(const long long* dims, void (*kernel)()) {
   gridDim = {(unsigned)dims[0], (unsigned)dims[1], (unsigned)dims[2]};
   blockDim = {(unsigned)dims[3], (unsigned)dims[4], (unsigned)dims[5]};
-  threads.resize(dims[3] * dims[4] * dims[5]);
-  if (stacks.size() < threads.size() * STACK) stacks.resize(threads.size() * STACK);
+  size = dims[3] * dims[4] * dims[5];
   body = kernel;
   problem = nullptr;
   size_t fixed = __stop_shared_memory - __start_shared_memory;
@@ -118,17 +126,21 @@ static const char* launch(const long long* dims, void (*kernel)()) {
         run_block((n + dims[7]) % 2);
       }
   free(dynamic_shared_memory);
+  if (problem)  // nobody will resume them where they stand
+    for (auto& thread : threads) thread.begun = false;
   return problem;
 }
 
 template <class... A> struct Call {
-  inline static void (*kernel)(A...);
-  inline static void** args;
+  static void (*kernel)(A...);
+  static void** args;
   template <size_t... K> static void unpack(std::index_sequence<K...>) {
     kernel(*(std::remove_cv_t<A>*)args[K]...);
   }
   static void run() { unpack(std::index_sequence_for<A...>()); }
 };
+template <class... A> void (*Call<A...>::kernel)(A...);
+template <class... A> void** Call<A...>::args;
 template <class... A>
 const char* call(void (*kernel)(A...), const long long* dims, void** args) {
   Call<A...>::kernel = kernel;
@@ -152,15 +164,15 @@ inline int __syncthreads_count(int vote) {
   fibres::threads[fibres::current].vote = vote != 0;
   __syncthreads();
   int count = 0;
-  for (auto& thread : fibres::threads)
-    count += thread.state != fibres::DONE && thread.vote;
+  for (int k = 0; k < fibres::size; ++k)
+    count += fibres::threads[k].state != fibres::DONE && fibres::threads[k].vote;
   __syncthreads();
   return count;
 }
 inline int __syncthreads_or(int vote) { return __syncthreads_count(vote) != 0; }
 inline int __syncthreads_and(int vote) { return __syncthreads_count(!vote) == 0; }
 inline void __syncwarp(unsigned mask = ~0u) {
-  int lanes = fibres::size() - fibres::current / 32 * 32;  // a last, shorter warp
+  int lanes = fibres::size - fibres::current / 32 * 32;  // a last, shorter warp
   if (lanes < 32 && mask == ~0u) mask = (1u << lanes) - 1;
   fibres::threads[fibres::current].mask = mask;
   fibres::hand_over(fibres::AT_WARP);
@@ -169,7 +181,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 template <class T> T shuffle(unsigned mask, T value, int lane, int width, bool inside) {
-  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "");
   int first = fibres::current / 32 * 32, own = fibres::current - first;
   memcpy(&fibres::threads[fibres::current].slot, &value, sizeof value);
   fibres::threads[fibres::current].mask = mask;

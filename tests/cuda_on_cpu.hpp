@@ -4,6 +4,7 @@
 // the next, and opens when all have come. Blocks run one after another, the threads
 // of every second block backwards, so that a missing barrier shows.
 #include <math.h>  // which, unlike cmath, has the functions for float too
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cassert>
@@ -13,7 +14,6 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -52,7 +52,7 @@ struct Short {  // converts from and to float, as CuPy's own classes do
   unsigned short bits;
   Short() = default;
   Short(float v) : bits(Code::pack(v)) {}
-  template <class N, class = std::enable_if_t<std::is_arithmetic_v<N>>>
+  template <class N, class = std::enable_if_t<std::is_arithmetic<N>::value>>
   explicit Short(N v) : bits(Code::pack((float)v)) {}
   operator float() const { return Code::unpack(bits); }
   Self& operator+=(float v) { return (Self&)(*this = Self(float(*this) + v)); }
