@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy
 
 FLAGS = (
-    "-std=c++17 -O3 -march=native -shared -fPIC -w -fwrapv "
+    "-std=c++14 -O3 -march=native -shared -fPIC -w -fwrapv "
     # the same bits as NumPy, NaN and infinity kept; neither flag gives up either
     "-ffp-contract=off -fno-math-errno -fno-trapping-math"
 ).split()
