@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from ranks import ROOT, environment, run_ranks
 
-from minidl.array import compiler, inventory
+from minidl.array import cache, compiler, inventory
 from minidl.array.errors import DeviceError
 from minidl.array.threads import get_num_threads, set_num_threads
 from minidl.distributed import Alone, Simulated
@@ -73,7 +73,7 @@ def test_all_of_it_as_json(capsys):
     assert own["process"] == os.getpid() and own["threads"] == get_num_threads()
     assert own["device"]["total"] >= own["device"]["free"] > 0
     assert own["versions"]["NumPy"] == inventory.numpy.__version__
-    assert own["cache"] == str(compiler.cache_path())
+    assert own["cache"] == str(cache.cache_path())
     assert report["all_reduce"] == []  # of one rank
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from conftest import all_kernels, derived_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidl.array import body, compiler, loops, ufunc
+from minidl.array import body, cache, compiler, loops, ufunc
 from minidl.array.arguments import signature
 from minidl.array.device import bfloat16, to_numpy
 from minidl.array.errors import DeviceError
@@ -535,9 +536,14 @@ class TestCache:
         assert first == again and library.stat().st_mtime_ns == stamp
 
     @pytest.mark.slow
-    def test_several_processes_start_at_once(self, tmp_path):
+    def test_of_several_processes_that_start_at_once_one_compiles(self, tmp_path):
+        counting, folder = tmp_path / "c++", tmp_path / "cache"
+        real = shlex.join(compiler.compiler())
+        counting.write_text(f'#!/bin/sh\necho >>"$0.runs"\nexec {real} "$@"\n')
+        counting.chmod(0o755)
         environment = os.environ | {
-            "MINIDL_CACHE_DIR": str(tmp_path),
+            "MINIDL_CACHE_DIR": str(folder),
+            "MINIDL_COMPILER": str(counting),
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         started = [
@@ -545,7 +551,8 @@ class TestCache:
             for _ in range(3)
         ]
         assert [process.wait(120) for process in started] == [0, 0, 0]
-        assert len(list(tmp_path.iterdir())) == 1
+        assert len(list(folder.iterdir())) == 1
+        assert (tmp_path / "c++.runs").read_text() == "\n"
 
     def test_a_directory_open_to_others_is_refused(self, tmp_path):
         tmp_path.chmod(0o777)
@@ -559,7 +566,7 @@ class TestCache:
         monkeypatch.setattr("os.path.expanduser", lambda path: path)
         monkeypatch.chdir(tmp_path)
         with pytest.warns(RuntimeWarning, match="there is no home directory"):
-            folder = compiler.cache_directory.__wrapped__()
+            folder = cache.cache_directory.__wrapped__()
         assert folder.is_dir() and not list(tmp_path.iterdir())
 
     def test_a_new_directory_is_the_users_own(self, tmp_path):

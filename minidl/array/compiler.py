@@ -1,6 +1,5 @@
 """C++ source in, loaded library out; compiled once for a machine, then cached."""
 
-import atexit
 import ctypes
 import hashlib
 import os
@@ -10,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
-from errno import ENOENT
 from functools import cache
 from pathlib import Path
 
 import numpy
+
+from .cache import cache_directory, warn_once
+from .turns import alone
 
 FLAGS = (
     "-std=c++14 -O3 -march=native -shared -fPIC -w -fwrapv "
@@ -23,6 +23,7 @@ FLAGS = (
     "-ffp-contract=off -fno-math-errno -fno-trapping-math"
 ).split()
 OPENMP = ("-fopenmp", "-fopenmp-simd")  # the second where the runtime is missing
+PATIENCE = 60.0  # seconds, with a process that compiles the same
 SPINS = "4000"  # of an idle thread before it sleeps: about 0.1 ms
 _DIGEST = 32  # bytes of SHA-256 at the end of a cached library
 
@@ -39,7 +40,7 @@ def load(source: str, *flags: str) -> ctypes.CDLL | None:
     """
     command = compiler()
     if command is None:
-        _warn(f"{why_no_compiler()}, so kernels run in NumPy, which is slower")
+        warn_once(f"{why_no_compiler()}, so kernels run in NumPy, which is slower")
         return None
     text = "\0".join(
         [source, *command, _identity(command[0]), *FLAGS, *flags, _processor()]
@@ -47,11 +48,9 @@ def load(source: str, *flags: str) -> ctypes.CDLL | None:
     folder = cache_directory()
     path = folder / (hashlib.sha256(text.encode()).hexdigest()[:32] + ".so")
     try:
-        return _cached(path) or _compile(
-            source, (*command, *FLAGS, *flags), folder, path
-        )
+        return _cached(path) or _compile_once(source, (*command, *FLAGS, *flags), path)
     except OSError as error:  # a full disk, for one
-        _warn(f"{folder} cannot be written, so kernels run in NumPy, slower: {error}")
+        warn_once(f"{folder} cannot be written, so kernels run in NumPy: {error}")
         return None
 
 
@@ -101,46 +100,6 @@ def _processor() -> str:
     return platform.machine() + "".join(x for x in lines if x.startswith(wanted))
 
 
-@cache
-def cache_directory() -> Path:
-    """A directory of the user's own: nobody else can put code into it."""
-    path = cache_path()
-    problem = cache_problem(path)
-    if problem is None:
-        return path
-    _warn(
-        f"the cache directory {path} {problem}, so kernels are compiled anew in each "
-        "process: choose another one with MINIDL_CACHE_DIR"
-    )
-    private = tempfile.mkdtemp(prefix="minidl-")
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
-    return Path(private)
-
-
-def cache_path() -> Path:
-    """Where the cache should be: $MINIDL_CACHE_DIR, or ~/.cache/minidl."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("MINIDL_CACHE_DIR") or os.path.join(base, "minidl"))
-
-
-def cache_problem(path: Path) -> str | None:
-    """Make the directory; why it cannot be the cache, or None."""
-    try:
-        if path.parts[:1] == ("~",):  # this user has no home
-            raise FileNotFoundError(ENOENT, "there is no home directory")
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
-            return "belongs to another user"
-        if status.st_mode & 0o022:
-            return "can be written by other users"
-        if not os.access(path, os.W_OK | os.X_OK):
-            return "cannot be written"
-    except OSError as error:
-        return f"cannot be used ({error.strerror})"
-    return None
-
-
 def _cached(path: Path) -> ctypes.CDLL | None:
     """The library at this path, if it is there, whole and loadable.
 
@@ -174,9 +133,19 @@ def _loaded(path: Path) -> ctypes.CDLL:
             del os.environ[name]
 
 
-def _compile(source: str, command, folder: Path, path: Path) -> ctypes.CDLL | None:
-    """Compile beside the cache, then rename: other ranks may be doing the same."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build:
+def _compile_once(source: str, command, path: Path) -> ctypes.CDLL | None:
+    """Of many ranks that start at once one compiles, the others load what it made."""
+    lock = path.with_suffix(".lock")
+    with alone(lock, PATIENCE):
+        try:
+            return _cached(path) or _compile(source, command, path)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _compile(source: str, command, path: Path) -> ctypes.CDLL | None:
+    """Compile beside the cache, then rename: another may be doing the same."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as build:
         text, library = Path(build, "kernel.cpp"), Path(build, "kernel.so")
         text.write_text(source)
         for openmp in OPENMP:
@@ -191,7 +160,7 @@ def _compile(source: str, command, folder: Path, path: Path) -> ctypes.CDLL | No
                 if loaded is not None:
                     return loaded
                 problem = "the compiled library cannot be loaded"
-    _warn(f"{command[0]} failed, so kernels run in NumPy, which is slower: {problem}")
+    warn_once(f"{command[0]} failed, so kernels run in NumPy, slower: {problem}")
     return None
 
 
@@ -205,12 +174,6 @@ def _run(line: list[str]) -> str | None:
         return None
     lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
     return next((x for x in lines if "error" in x), lines[0])
-
-
-@cache
-def _warn(message: str) -> None:
-    """Say it once in this process."""
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 # `array.ctypes.data` takes a microsecond. In CPython an array object holds the

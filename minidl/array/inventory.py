@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy
 
-from minidl.array import compiler, cudnn
+from minidl.array import cache, compiler, cudnn
 from minidl.array.device import cupy_module, use_device
 from minidl.array.errors import DeviceError
 from minidl.array.threads import openblas
@@ -167,5 +167,5 @@ def blas() -> str:
 
 def cache_facts() -> tuple[str, str | None]:
     """(the directory for compiled kernels, why it cannot be used or None)."""
-    path = compiler.cache_path()
-    return str(path), compiler.cache_problem(path)
+    path = cache.cache_path()
+    return str(path), cache.cache_problem(path)

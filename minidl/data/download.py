@@ -6,7 +6,6 @@ that start at once one downloads and the others wait for it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minidl.array.errors import DataError
+from minidl.array.turns import alone
 
 # mirrors and MD5 of the compressed files as torchvision and Keras list them
 MIRRORS = {
@@ -71,7 +71,7 @@ def download(name: str) -> Path:
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / "lock"):
+        with alone(directory / "lock"):
             for file in _missing(name, directory):  # another process may have been here
                 _write(directory / file, _fetch(name, file))
     except OSError as error:
@@ -95,15 +95,6 @@ def _missing(name: str, directory: Path) -> list[str]:
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        # where a file system has no locks every process downloads for itself
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)  # freed with the process, however it ends
-        yield
 
 
 def _write(path: Path, content: bytes) -> None:
