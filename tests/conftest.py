@@ -4,6 +4,7 @@ import gc
 import importlib
 import pkgutil
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,12 @@ def pytest_addoption(parser):
         action="store_true",
         help="run what asks for CuPy with the stand-in for it; see stand_in.py",
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: then processes that share the files end together."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])

@@ -188,6 +188,7 @@ def gpt() -> nn.Module:
     return nn.GPT(5, 8, n_layer=2, n_head=2, n_embd=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("make", [norms, gpt])

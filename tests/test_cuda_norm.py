@@ -68,6 +68,7 @@ def close(got, want, dtype):
     assert error <= TOLERANCE[np.dtype(dtype).itemsize]
 
 
+@pytest.mark.slow
 @once
 @given(CASES, st.booleans(), st.booleans(), st.sampled_from([0, 50]))
 def test_the_kernels_are_the_formulas(stand_in, cupy, case, plain, centred, mean):

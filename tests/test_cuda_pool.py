@@ -60,6 +60,7 @@ def same(got, want, dtype):
         )
 
 
+@pytest.mark.slow
 @once
 @given(
     WINDOWS,
@@ -87,6 +88,7 @@ def test_max_pooling(stand_in, cupy, window, dtype, last, ceil, size):
     assert backward(cupy.asarray(gy), got[1], x.shape, *window).shape == x.shape
 
 
+@pytest.mark.slow
 @once
 @given(
     WINDOWS,

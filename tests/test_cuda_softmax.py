@@ -54,6 +54,7 @@ def close(got, want, dtype):
     )
 
 
+@pytest.mark.slow
 @once
 @given(CASES, st.sampled_from([1, 30]))
 def test_softmax_and_its_gradient(cupy, case, scale):
@@ -79,6 +80,7 @@ def test_softmax_and_its_gradient(cupy, case, scale):
         close(gx, want, dtype)
 
 
+@pytest.mark.slow
 @once
 @given(CASES, st.sampled_from([1, 30]), st.sampled_from([0.0, 0.3]))
 def test_cross_entropy_and_its_gradient(cupy, case, scale, smoothing):

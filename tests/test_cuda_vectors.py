@@ -44,6 +44,7 @@ def ptx(source):
     return text if isinstance(text, str) else text.decode()
 
 
+@pytest.mark.slow
 @given(st.integers(0, 5000), st.sampled_from(MIXTURES), st.booleans())
 def test_results_are_those_of_the_cpu(size, dtypes, on_device):
     import stand_in

@@ -96,6 +96,7 @@ def test_adam_is_measured_on_a_device(scripts, monkeypatch, stand_in):
     assert len(rows) >= 8 and "bfloat16" in rows[-1]["name"]
 
 
+@pytest.mark.slow
 def test_rows_are_compared_and_measured(scripts, monkeypatch):
     gpu_rows = scripts.rows
     few = dict([*gpu_rows.NORMALISED.items()][:3])
@@ -109,6 +110,7 @@ def test_rows_are_compared_and_measured(scripts, monkeypatch):
     assert [row["ok"] for row in rows][1:] == [True] * 7
 
 
+@pytest.mark.slow
 def test_rows_are_measured_on_a_device(scripts, stand_in):
     gpu_rows = scripts.rows
     rows = list(gpu_rows.compare_norm(np, "n", np.dtype("f4"), (9, 5), (1,), (5,)))

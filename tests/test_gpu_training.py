@@ -181,7 +181,9 @@ def train_by_command(c):
     from minidl.train.recipe import Settings, train
 
     def history(device, communicator):
-        settings = Settings(model="mlp", epochs=1, device=device, out=mkdtemp())
+        settings = Settings(
+            model="mlp", epochs=1, batch_size=128, device=device, out=mkdtemp()
+        )
         return train(settings, communicator)
 
     (got,), (wanted,) = history("gpu", c), history("cpu", distributed.Alone())
@@ -201,6 +203,9 @@ def check_as_gpu_check_does(c):
     sys.path.insert(0, str(ROOT / "scripts"))
     import gpu_communication
 
+    from minidl.distributed import staging
+
+    staging.CHUNK = 1 << 18  # 4 MiB are sent, and timed
     device, names = c.place("auto"), []
     for rows in ("collectives", "training", "graphs", "times"):
         for row in getattr(gpu_communication, rows)(c, device, True):

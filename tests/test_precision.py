@@ -99,6 +99,7 @@ def test_a_copy_of_a_model_computes_with_its_own_weights():
 # --- on a GPU -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LOW)
 def test_a_gpu_computes_what_a_cpu_does(stand_in, tmp_path, precision):
     here = run(tmp_path / "cpu", precision=precision)

@@ -125,7 +125,7 @@ def test_arguments_are_passed_on_unchanged(checkout):
     _, out, _ = checkout.run("scripts/train", "--epochs", "3", "a  b", '$"*')
     assert out.endswith('[-n][2][minidl][train][--epochs][3][a  b][$"*]')
     _, out, _ = checkout.run("scripts/test", "-m", "not slow")
-    two = "[-n][2][--dist][loadfile]"
+    two = "[-n][2][--dist][loadfile][--no-loadscope-reorder]"
     assert out == f"[{checkout.root}][-m][pytest]{two}[-m][not slow]"
 
 
