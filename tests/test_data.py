@@ -570,6 +570,8 @@ def test_the_order_is_the_same_without_a_compiler():
 def test_sampler_refuses():
     with pytest.raises(UsageError, match="4 ranks cannot share 3 samples"):
         Sampler(range(3), 4, 0)
+    with pytest.raises(UsageError, match="no samples"):
+        Sampler([])
     for rank in (-1, 2):
         with pytest.raises(ValueError, match="rank should be"):
             Sampler(range(3), 2, rank)

@@ -108,6 +108,13 @@ def test_the_older_arguments_say_the_reduction():
     assert total == F.mse_loss(x, t, reduction="sum").item()
 
 
+@pytest.mark.parametrize("name", ["mse", "l1", "smooth_l1", "huber"])
+def test_shapes_that_differ_are_said(name):
+    loss = getattr(F, f"{name}_loss")
+    with pytest.warns(UserWarning, match=rf"{name}_loss: .* \(3, 1\) .* \(3,\)"):
+        loss(md.zeros(3, 1), md.zeros(3))
+
+
 def test_weights():
     w = np.abs(T)
     weighted = F.mse_loss(md.tensor(X), md.tensor(T), weight=md.tensor(w))

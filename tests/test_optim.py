@@ -323,6 +323,8 @@ def test_settings_that_cannot_be(kind, settings, what):
 
 def test_parameters_that_cannot_be():
     p = nn.Parameter(np.zeros(3, np.float32))
+    with pytest.raises(TypeError, match="model.parameters"):
+        optim.Adam(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="empty"):
         optim.SGD([])
     with pytest.raises(TypeError, match="list"):

@@ -26,8 +26,8 @@ class Sampler:
     padded, `drop_last` leaves out an incomplete last global batch, and since
     a share depends on the global batch size, one iterates `batches(batch_size)`.
 
-    Raises UsageError for more ranks than samples and ValueError for a rank that is
-    not one of `num_replicas`.
+    Raises UsageError for more ranks than samples and for no samples, ValueError for
+    a rank that is not one of `num_replicas`.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class Sampler:
             raise ValueError(
                 f"rank should be 0 to num_replicas - 1 = {num_replicas - 1}, got {rank}"
             )
+        if not len(dataset):
+            raise UsageError("the data set has no samples")
         if num_replicas > len(dataset):
             raise UsageError(
                 f"{num_replicas} ranks cannot share {len(dataset)} samples: "

@@ -66,8 +66,8 @@ class Dataset:
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise DataError(
-                f"{self.name}: labels should be 0 to {len(self.classes) - 1}, "
-                f"got {labels.min()} to {labels.max()}"
+                f"{self.name}: labels should be 0 to {len(self.classes) - 1}, the "
+                f"places of `classes`, got {labels.min()} to {labels.max()}"
             )
 
     def __len__(self) -> int:

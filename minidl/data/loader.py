@@ -53,8 +53,9 @@ class DataLoader:
     ) -> None:
         if not hasattr(dataset, "images"):
             raise TypeError(
-                "a DataLoader gathers batches of a Dataset(images, labels), "
-                f"got {type(dataset).__name__}"
+                "a DataLoader gathers batches of a Dataset(images, labels) of whole "
+                f"arrays (numpy.stack makes one of samples), got "
+                f"{type(dataset).__name__}"
             )
         if sampler is None:
             sampler = Sampler(dataset, shuffle=shuffle, seed=seed, drop_last=drop_last)

@@ -6,6 +6,8 @@ so that shares of a batch can be weighted by what they hold. The arguments
 `size_average` and `reduce` are PyTorch's older way to say `reduction`.
 """
 
+import warnings
+
 from minidl.array.device import on_gpu
 from minidl.autograd.tensor import Tensor
 from minidl.ops.pointwise import Pointwise
@@ -79,20 +81,32 @@ def older(size_average: bool | None, reduce: bool | None, reduction: str) -> str
     return "sum" if size_average is False else "mean"
 
 
+def compared(name: str, input, target, **scalars) -> Tensor:
+    """The terms of input and target, with PyTorch's warning where shapes differ."""
+    shapes = [getattr(x, "shape", None) for x in (input, target)]
+    if None not in shapes and shapes[0] != shapes[1]:
+        warnings.warn(
+            f"{name}_loss: an input of shape {shapes[0]} meets a target of shape "
+            f"{shapes[1]}; they are broadcast, which is likely to be a mistake",
+            stacklevel=3,
+        )
+    return TERMS[name](input, target, **scalars)
+
+
 def mse_loss(
     input, target, size_average=None, reduce=None, reduction="mean", weight=None
 ) -> Tensor:
     """(input - target)^2, times weight"""
-    return weighted(
-        TERMS["mse"](input, target), weight, size_average, reduce, reduction
-    )
+    terms = compared("mse", input, target)
+    return weighted(terms, weight, size_average, reduce, reduction)
 
 
 def l1_loss(
     input, target, size_average=None, reduce=None, reduction="mean", weight=None
 ) -> Tensor:
     """|input - target|, times weight"""
-    return weighted(TERMS["l1"](input, target), weight, size_average, reduce, reduction)
+    terms = compared("l1", input, target)
+    return weighted(terms, weight, size_average, reduce, reduction)
 
 
 def weighted(terms, weight, size_average, reduce, reduction) -> Tensor:
@@ -110,7 +124,7 @@ def smooth_l1_loss(
     """(x - t)^2 / (2 beta) where |x - t| < beta, |x - t| - beta / 2 elsewhere"""
     if beta < 0:
         raise RuntimeError(f"smooth_l1_loss: beta must not be negative, got {beta}")
-    terms = TERMS["smooth_l1"](input, target, beta=beta)
+    terms = compared("smooth_l1", input, target, beta=beta)
     return reduced(terms, older(size_average, reduce, reduction))
 
 
@@ -118,7 +132,7 @@ def huber_loss(input, target, reduction="mean", delta=1.0, weight=None) -> Tenso
     """(x - t)^2 / 2 where |x - t| <= delta, delta (|x - t| - delta / 2) elsewhere"""
     if delta <= 0:
         raise RuntimeError(f"huber_loss: delta must be positive, got {delta}")
-    terms = TERMS["huber"](input, target, delta=delta)
+    terms = compared("huber", input, target, delta=delta)
     return weighted(terms, weight, None, None, reduction)
 
 

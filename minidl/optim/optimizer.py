@@ -55,6 +55,11 @@ class Optimizer:
         self.state: dict[Tensor, dict] = {}  # counters, and Tensors on the flat state
         self.names: dict[Tensor, str] = {}
         self.flat: list[list[FlatState]] = []  # of each group, a number type each
+        if hasattr(params, "parameters"):
+            raise TypeError(
+                "an optimizer takes model.parameters(), not the model: got "
+                f"{type(params).__name__}"
+            )
         given = list(params)
         if not given:
             raise ValueError("the optimizer got an empty list of parameters")
