@@ -238,7 +238,9 @@ def test_bad_arrays_get_one_sentence():
         Dataset(images, np.zeros(4))
     with pytest.raises(DataError, match="0 to 9, got -1 to 0"):
         Dataset(images, np.array([0, 0, -1, 0]))
-    picked, labels = Dataset(images, np.arange(4))[[2, 0]]
+    whole = Dataset(images, np.arange(4))
+    assert repr(whole) == "Dataset('dataset', 4 of (1, 2, 2) uint8, 10 classes)"
+    picked, labels = whole[[2, 0]]
     assert picked.shape == (2, 1, 2, 2) and labels.tolist() == [2, 0]
 
 

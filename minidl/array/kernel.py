@@ -62,7 +62,9 @@ class Kernel:
         self.again: dict[tuple, tuple] = {}  # those to be found by arguments' types
         self._definition = (inputs, outputs, scalars, body, compute)
         if Kernel.registry.setdefault(name, self)._definition != self._definition:
-            raise ValueError(f"there is another kernel of the name {name!r}")
+            raise ValueError(
+                f"there is another kernel of the name {name!r}: choose another name"
+            )
 
     def __repr__(self) -> str:
         return f"<Kernel {self.name}>"

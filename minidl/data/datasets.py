@@ -34,7 +34,7 @@ FILES = {
 TORCHVISION = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images (N, C, H, W) and labels (N,), integers that index `classes`.
 
@@ -66,9 +66,13 @@ class Dataset:
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise DataError(
-                f"{self.name}: labels should be 0 to {len(self.classes) - 1}, the "
-                f"places of `classes`, got {labels.min()} to {labels.max()}"
+                f"{self.name}: labels should be 0 to {len(self.classes) - 1}, "
+                f"got {labels.min()} to {labels.max()}: `classes` names them all"
             )
+
+    def __repr__(self) -> str:
+        images = f"{len(self)} of {self.images.shape[1:]} {self.images.dtype}"
+        return f"Dataset({self.name!r}, {images}, {len(self.classes)} classes)"
 
     def __len__(self) -> int:
         return len(self.labels)

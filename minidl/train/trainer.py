@@ -49,6 +49,10 @@ class Trainer:
         scaler: GradScaler = UNSCALED,
         step: Callable | None = None,
     ):
+        if not isinstance(model, DataParallel):
+            raise TypeError(
+                f"a Trainer takes a DataParallel(model), got {type(model).__name__}"
+            )
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.reporters = scheduler, list(reporters)
         self.scaler, self.step = scaler, step or train_step
