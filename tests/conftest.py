@@ -78,7 +78,7 @@ def quickly():
 def interpreted(monkeypatch):
     """Kernels run in NumPy: for tests of the mathematics in types and orders that
     would take a compiler half a second each."""
-    monkeypatch.setattr(loops, "compiler", SimpleNamespace(load=lambda source: None))
+    monkeypatch.setattr(loops, "compiler", SimpleNamespace(load=lambda *source: None))
     yield
     for kernel in Kernel.registry.values():
         kernel._plans.clear()

@@ -24,7 +24,6 @@ from minidl.array.compiler import load
 
 HERE = Path(__file__).parent
 FLAGS = (  # the last word wins: quickly compiled, addresses checked
-    "-std=c++17",  # as NVRTC has it
     "-O1",
     "-fsanitize=alignment",
     "-U_FORTIFY_SOURCE",  # which takes a jump to another stack for a mistake

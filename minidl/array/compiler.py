@@ -18,7 +18,7 @@ from .cache import cache_directory, warn_once
 from .turns import alone
 
 FLAGS = (
-    "-std=c++14 -O3 -march=native -shared -fPIC -w -fwrapv "
+    "-std=c++17 -O3 -march=native -shared -fPIC -w -fwrapv "
     # the same bits as NumPy, NaN and infinity kept; neither flag gives up either
     "-ffp-contract=off -fno-math-errno -fno-trapping-math"
 ).split()
@@ -32,7 +32,8 @@ _DIGEST = 32  # bytes of SHA-256 at the end of a cached library
 def load(source: str, *flags: str) -> ctypes.CDLL | None:
     """The compiled source, or None where there is no compiler that can do it.
 
-    `flags` are added to FLAGS, for code that is not held to NumPy's bits.
+    `flags` stand behind FLAGS and overrule them, as for code that is not held to
+    NumPy's bits.
     The compiler is $MINIDL_COMPILER ("none" for none), else $CXX, else the first
     of c++, g++ and clang++. The library is kept in $MINIDL_CACHE_DIR, by default
     ~/.cache/minidl, under a name made of the source, the flags, the compiler and

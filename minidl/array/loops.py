@@ -14,6 +14,7 @@ from .memory import keep_freed
 from .threads import get_num_threads, parallel
 
 CHUNK = 1 << 16  # elements; NumPy's passes over one stay in the cache
+STANDARD = "-std=c++14"  # for C++17's mathematics a compiler reads twice as long
 PARALLEL_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 
 
@@ -60,7 +61,7 @@ class CompiledLoop:
         steps, size, rows, numbers = geometry
         function = self.patterns.get(steps)
         if function is None:
-            library = compiler.load(source(*self.types, steps))
+            library = compiler.load(source(*self.types, steps), STANDARD)
             if library is None:
                 return False
             function = self.patterns[steps] = self._declared(library.minidl_kernel)
@@ -78,7 +79,7 @@ def make(body: Body, T: numpy.dtype, dtypes: dict, scalars: dict) -> Callable:
     pure = inputs and not (body.reads or body.uses_index)
     if pure and T.kind == "f" and all(dtype is None for dtype in scalars.values()):
         text += ufunc_source(body, T, dtypes, scalars)
-    library = compiler.load(text)
+    library = compiler.load(text, STANDARD)
     if library is None:
         return NumpyLoop(body, T, dtypes)
     loop = CompiledLoop(library.minidl_kernel, body, T, dtypes, scalars)
