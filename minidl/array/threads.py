@@ -5,10 +5,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
+from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy
@@ -23,7 +24,7 @@ _RANKS_HERE = (  # set by the launchers: how many ranks run on this host
 _RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 _inside = threading.local()
 _lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
+_pool: SimpleQueue | None = None  # of calls that helpers are wanted for
 _claimed = False
 
 
@@ -93,7 +94,8 @@ def set_num_threads(number: int) -> None:
         raise ValueError(f"the number of threads must be at least 1, got {number!r}")
     with _lock:
         if number != _threads and _pool is not None:
-            _pool.shutdown(wait=False)
+            for _ in range(1, _threads):
+                _pool.put(None)
             _pool = None
         _threads, _why = number, "set by set_num_threads"
         if not _claimed:
@@ -110,33 +112,82 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list:
-    """[function(item) for item in items], on the process's pool of threads.
+class _Call:
+    """One call of `parallel`: whoever is free takes the next item, its caller too."""
 
-    Pays for functions that release the interpreter's lock: copies, ufuncs and
-    matrix products of NumPy, compiled loops. The first exception is raised once
-    every item is done. Inside the function, operations use one thread each, and the
-    caller's context variables hold, np.errstate among them.
+    def __init__(self, function, items):
+        self.function, self.items = function, items
+        self.results: list = [None] * len(items)
+        self.take = count().__next__
+        self.done: SimpleQueue = SimpleQueue()  # a token for each item of a helper
+
+    def work(self) -> int:
+        """Do items until none is left; how many it were."""
+        before, _inside.worker = getattr(_inside, "worker", False), True
+        number, done = self.take(), 0
+        while number < len(self.items):
+            try:
+                self.results[number] = self.function(self.items[number])
+            except BaseException as error:
+                self.results[number] = _Raised(error)
+            number, done = self.take(), done + 1
+        _inside.worker = before
+        return done
+
+    def help(self, context) -> None:
+        for _ in range(context.run(self.work)):
+            self.done.put(None)
+
+
+class _Raised:
+    """An exception in place of a result."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
+def _serve(calls: SimpleQueue) -> None:
+    """What a thread of the pool does: help with calls until it gets None."""
+    while (call := calls.get()) is not None:
+        call[0].help(call[1])
+        del call  # and what it has computed
+
+
+def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list:
+    """[function(item) for item in items], on this thread and the process's pool.
+
+    Pays for functions that release the interpreter's lock for long: copies, ufuncs and
+    matrix products of NumPy over large arrays, compiled loops. A thread that waits for
+    the lock is woken through the system at each release, which takes as long as a pass
+    over 100 K elements. The first exception is raised once every item is done. Inside
+    the function, operations use one thread each, and the caller's context variables
+    hold, np.errstate among them.
     """
     items = list(items)
-    if len(items) < 2 or get_num_threads() == 1:
+    threads = min(len(items), get_num_threads())
+    if threads < 2:
         return [function(item) for item in items]
+    call, calls = _Call(function, items), _helpers()
+    for _ in range(threads - 1):  # a context is entered by one thread at a time
+        calls.put((call, copy_context()))
+    for _ in range(len(items) - call.work()):
+        call.done.get()
+    for result in call.results:
+        if type(result) is _Raised:
+            raise result.error
+    return call.results
 
-    def work(item):
-        _inside.worker = True  # only ever set on the pool's own threads
-        return function(item)
 
+def _helpers() -> SimpleQueue:
+    """Where the threads of the pool, all but the caller, wait for calls."""
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(_threads, thread_name_prefix="minidl")
-        # a context is entered by one thread at a time: a copy each
-        futures = [_pool.submit(copy_context().run, work, item) for item in items]
-    results = [future.exception() or future for future in futures]
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return [result.result() for result in results]
+            _pool = SimpleQueue()
+            for number in range(1, _threads):
+                serving = {"name": f"minidl_{number}", "daemon": True}
+                threading.Thread(target=_serve, args=(_pool,), **serving).start()
+        return _pool
 
 
 def blas_threads(number: int) -> bool:
