@@ -12,7 +12,7 @@ from conftest import all_kernels, derived_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidl.array import body, cache, compiler, loops, ufunc
+from minidl.array import cache, choice, compiler, loops, ufunc
 from minidl.array.arguments import signature
 from minidl.array.device import bfloat16, to_numpy
 from minidl.array.errors import DeviceError
@@ -582,10 +582,11 @@ def test_numpy_chooses_bit_by_bit(dtype):
         a, b = values.astype(dtype), values[::-1].astype(dtype)
     truth = numpy.array([1, 0, 0, 1, 1, 1, 0, 0], bool)
     for first, second in ((a, b), (a[2], b), (a, b[1]), (a[3], b[4])):
-        got, want = body._where(truth, first, second), numpy.where(truth, first, second)
+        got = choice.where(truth, first, second)
+        want = numpy.where(truth, first, second)
         assert got.dtype == want.dtype and got.tobytes() == want.tobytes()
-    assert body._where(numpy.True_, a, b).tobytes() == a.tobytes()
-    assert body._where(truth[::2], a[::2], b[1::2]).tobytes() == (
+    assert choice.where(numpy.True_, a, b).tobytes() == a.tobytes()
+    assert choice.where(truth[::2], a[::2], b[1::2]).tobytes() == (
         numpy.where(truth[::2], a[::2], b[1::2]).tobytes()
     )
 

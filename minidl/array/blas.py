@@ -14,11 +14,12 @@ import numpy
 from minidl.array import compiler, product_loops, register_loops
 from minidl.array.determinism import parts
 from minidl.array.memory import keep_freed
-from minidl.array.rectifier import rectify
+from minidl.array.rectifier import positive_part
 from minidl.array.threads import claim_blas, get_num_threads, openblas, parallel
 
 SERIAL_WORK = 1 << 20  # multiplications below which threads cost more than they give
 PARTED_WORK = 1 << 23  # the same for threads of Python
+LONG = 128  # rows or columns, for which a part is worth packing the other matrix
 
 
 def product(
@@ -82,6 +83,8 @@ def _parted(a, b, out, bias, relu):
     (m, _), n, count = a.shape, b.shape[1], parts()
     if count == 1 or a.dtype != b.dtype or openblas() is None:
         return None
+    if max(m, n) >= 2 * count * LONG:
+        count *= 2  # whoever is late does fewer
     if out is None:
         out = numpy.empty((m, n), a.dtype)
     cuts = [max(m, n) * part // count for part in range(count + 1)]
@@ -93,7 +96,7 @@ def _parted(a, b, out, bias, relu):
         if bias is not None:
             y += bias[columns]
         if relu:
-            rectify(out=y)
+            positive_part(y, y)
 
     parallel(work_on, pairwise(cuts))
     return out

@@ -18,6 +18,8 @@ import re
 
 import numpy
 
+from .choice import where
+
 FUNCTIONS = {  # name: (number of arguments, in C++, in NumPy)
     "where": (3, "where", "np.where"),
     "min": (2, "minimum", "np.minimum"),  # NaN if either is, as NumPy has it
@@ -105,7 +107,7 @@ class Body:
 
     def function(self, dtype: numpy.dtype):
         """The NumPy function for this compute type: values in, outputs returned."""
-        scope = {"np": numpy, "erf": _erf, "where": _where}
+        scope = {"np": numpy, "erf": _erf, "where": where}
         text = self.python.replace("np.where(", "where(")
         exec(compile(text, f"<kernel {self.name}>", "exec"), scope)  # noqa: S102
         constants = [dtype.type(value) for value in self.constants]
@@ -224,22 +226,6 @@ class Body:
         suffix = "ull" if isinstance(value, int) and value >= 2**31 else ""
         index = self.constants.index(value)
         return "number", f"T({value!r}{suffix})", f"C[{index}]"
-
-
-def _where(condition, a, b):
-    """np.where for one type, by its bits: np.where branches, at six times the cost."""
-    dtype, bits = a.dtype, f"i{a.itemsize}"
-    if not numpy.ndim(condition) or a.itemsize > 8:
-        return numpy.where(condition, a, b)
-    chosen, a, b = condition.astype(bits), a.view(bits), b.view(bits)
-    if not numpy.ndim(a) and a == 0:
-        chosen -= 1  # all ones where it is false
-        chosen &= b
-    else:
-        numpy.negative(chosen, out=chosen)  # all ones where it is true
-        chosen &= a ^ b
-        chosen ^= b
-    return chosen.view(dtype)
 
 
 _erf_of_one = numpy.frompyfunc(math.erf, 1, 1)

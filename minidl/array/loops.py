@@ -13,7 +13,8 @@ from .loop_source import source, ufunc_source
 from .memory import keep_freed
 from .threads import get_num_threads, parallel
 
-CHUNK = 1 << 16  # elements; NumPy's passes over one stay in the cache
+CHUNK = 1 << 17  # elements; passes over fewer let threads of Python meet too often
+PARTED_FROM = 1 << 19  # elements from which these threads pay all the same
 STANDARD = "-std=c++14"  # for C++17's mathematics a compiler reads twice as long
 PARALLEL_FROM = 1 << 17  # elements; below, waking a thread costs more than it saves
 
@@ -123,18 +124,21 @@ class NumpyLoop:
                 for array, result in zip(arrays[self.first :], results, strict=True):
                     array[part] = result
 
-        threads = min(get_num_threads(), len(parts))
+        threads = get_num_threads() if arrays[-1].size >= PARTED_FROM else 1
         with numpy.errstate(all="ignore"):
             parallel(run, [parts[i::threads] for i in range(threads)])
 
 
 def _parts(shape) -> list:
-    """Indices of parts of at most CHUNK elements where that can be."""
+    """Indices of equal parts of at most CHUNK elements where that can be, as many for
+    each thread."""
     if prod(shape) <= CHUNK:
         return [(slice(0, shape[0]),)]
     axis = 0
     while axis < len(shape) - 1 and prod(shape[axis + 1 :]) > CHUNK:
         axis += 1
-    step = max(1, CHUNK // max(1, prod(shape[axis + 1 :])))
+    row = max(1, prod(shape[axis + 1 :]))
+    rounds = -(-shape[axis] * row // (CHUNK * get_num_threads()))
+    step = -(-shape[axis] // (rounds * get_num_threads()))
     slices = [slice(start, start + step) for start in range(0, shape[axis], step)]
     return [(*first, part) for first in numpy.ndindex(shape[:axis]) for part in slices]
