@@ -164,7 +164,13 @@ class Kernel:
         shared = arguments.check_outputs(self, inputs, present)
         order = layout.common_order([*inputs, *present])
         if order is None or shared or self.body.uses_index:
-            outs = self._made(outs, shape, dtypes)
+            like = () if self.body.uses_index else inputs
+            outs = tuple(
+                [
+                    layout.made_like(like, shape, dtype) if out is None else out
+                    for out, dtype in zip(outs, dtypes, strict=True)
+                ]
+            )
             self._run_strided(loop, shape, inputs, outs, values)
         else:
             given, back = outs, numpy.argsort(order)

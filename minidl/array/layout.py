@@ -86,6 +86,26 @@ def repeats(array) -> bool:
     return array.size > 0 and any(n > 1 and s == 0 for n, s in pairs)
 
 
+def memory_order(array) -> tuple[int, ...]:
+    """The axes in the order in which they lie in memory, the innermost last."""
+    strides = array.strides
+    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(strides[axis])))
+
+
+def reshaped(array, shape):
+    """array.reshape(shape); where the first axis lies innermost and stays the first,
+    it lies innermost in the result too, a view or a copy of long runs."""
+    if (
+        type(array) is numpy.ndarray
+        and min(array.ndim, len(shape)) > 1
+        and array.shape[0] == shape[0] > 1
+        and array.strides[0] == array.itemsize
+    ):
+        inner = numpy.moveaxis(array, 0, -1).reshape(*shape[1:], shape[0])
+        return numpy.moveaxis(inner, -1, 0)
+    return array.reshape(shape)
+
+
 def common_order(arrays) -> tuple[int, ...] | None:
     """An order of axes, not the usual one, that makes all arrays C-contiguous."""
     model = arrays[0]
@@ -96,6 +116,18 @@ def common_order(arrays) -> tuple[int, ...] | None:
         if array.shape != model.shape or not array.transpose(order).flags.c_contiguous:
             return None
     return tuple(order)
+
+
+def made_like(arrays, shape, dtype) -> numpy.ndarray:
+    """An empty array whose axes lie in memory as those of the first of the arrays that
+    has this shape and no gaps."""
+    for array in arrays:
+        if array.shape == shape and not array.flags.c_contiguous:
+            order = memory_order(array)
+            if array.transpose(order).flags.c_contiguous:
+                made = numpy.empty([shape[axis] for axis in order], dtype)
+                return made.transpose(sorted(range(len(shape)), key=order.__getitem__))
+    return numpy.empty(shape, dtype)
 
 
 _SHORT = 8  # elements; rows below this are not worth a loop of their own

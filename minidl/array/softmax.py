@@ -9,7 +9,7 @@ from . import cuda_softmax
 from .device import Array, on_gpu
 from .dtypes import widened
 from .kernel import Kernel
-from .standardize import summed
+from .standardize_blocks import summed
 
 exponential = Kernel("exponential", "x top", "y", body="y = exp(x - top);")
 quotient = Kernel("quotient", "x total", "y", body="y = x / total;")

@@ -6,9 +6,7 @@ that a large mean costs no digits.
 
 from math import prod
 
-import numpy
-
-from . import cuda_layer_norm, cuda_norm, standardize_loops
+from . import cuda_layer_norm, cuda_norm, standardize_blocks, standardize_loops
 from .device import Array, array_module, on_gpu
 from .dtypes import wide_type
 from .kernel import Kernel
@@ -42,6 +40,8 @@ def standardize(x: Array, w, b, dims, eps: float, centred: bool) -> tuple:
         served = files.forward(x, w, b, dims, eps)
     if served is not None:
         return served
+    if not on_gpu(x):
+        return standardize_blocks.forward(x, w, b, dims, eps, centred)
     xp, wide = array_module(x), wide_type(x.dtype)
     count = prod(x.shape[d] for d in dims)
     mean = xp.zeros((1,) * x.ndim, wide)
@@ -79,6 +79,8 @@ def standardize_gradient(
         served = files.backward(g, x, w, mean, var, dims, eps)
     if served is not None:
         return served
+    if not on_gpu(x):
+        return standardize_blocks.backward(g, x, w, mean, var, dims, eps, centred)
     xp, wide = array_module(x), wide_type(x.dtype)
     count = prod(x.shape[d] for d in dims)
     scale = 1 / xp.sqrt(var + eps)
@@ -142,25 +144,10 @@ def stretched(x: Array, scale: Array, shift) -> Array:
 
 
 def summed(a: Array, b, dims) -> Array:
-    """sum(a b) over dims, which stay with size 1; sum(a) where b is None.
-
-    On a CPU the last of the dims are summed as products of rows, without a copy of
-    a b: several times the speed of NumPy's sum.
-    """
-    inner = a.ndim
-    while inner - 1 in dims:
-        inner -= 1
-    length = prod(a.shape[inner:])
-    if array_module(a) is not numpy or length == 1:
-        return (a if b is None else a * b).sum(axis=dims, keepdims=True)
-    rows = a.reshape(-1, length)
-    if b is None:
-        totals = rows @ numpy.ones(length, a.dtype)
-    else:
-        totals = numpy.einsum("ij,ij->i", rows, b.reshape(-1, length))
-    totals = totals.reshape(*a.shape[:inner], *[1] * (a.ndim - inner))
-    outer = tuple(d for d in dims if d < inner)
-    return totals.sum(axis=outer, keepdims=True) if outer else totals
+    """sum(a b) over dims, which stay with size 1; sum(a) where b is None."""
+    if not on_gpu(a):
+        return standardize_blocks.summed(a, b, dims)
+    return (a if b is None else a * b).sum(axis=dims, keepdims=True)
 
 
 def is_constant_over(w: Array, dims, ndim: int) -> bool:

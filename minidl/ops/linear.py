@@ -45,11 +45,23 @@ class Linear(Op):
         x, w, y = self.saved_tensors
         if y is not None:
             g = relu_gradient(g, y)
+        gx = None
+        if w is not None and x is not None and lies_transposed(x.data):
+            gx = matrix_transpose(
+                MatMul.apply(matrix_transpose(w), matrix_transpose(g))
+            )
+        elif w is not None:
+            gx = MatMul.apply(g, w)
         return (
-            None if w is None else MatMul.apply(g, w),
+            gx,
             None if x is None else product(self, 1, matrix_transpose(g), x),
             None if self.edges[2] is None else sum_of_rows(self, 2, g),
         )
+
+
+def lies_transposed(x) -> bool:
+    """Whether a matrix lies in memory column by column, as its gradient then should."""
+    return x.flags.f_contiguous and not x.flags.c_contiguous
 
 
 def product(node: Op, position: int, a: Tensor, b: Tensor) -> Tensor:
