@@ -13,21 +13,19 @@ def tap_number(tap, kernel):
 def positions(xp, size, out, kernel, stride, padding, dilation):
     """What flat positions are made of: corner of a window + offset of a tap.
 
-    Returns the number of each window's first tap inside the plane and its corner
-    (negative in the padding), both of shape `out`, and the offsets of all taps.
+    Returns each window's corner, of shape `out`, negative in the padding, and the
+    offsets of all taps.
     """
-    step, number = prod(size), prod(kernel)
-    first, corners, offsets = (xp.zeros((), np.int32) for _ in range(3))
+    step = prod(size)
+    corners, offsets = (xp.zeros((), np.int32) for _ in range(2))
     for n, o, k, s, p, d in zip(
         size, out, kernel, stride, padding, dilation, strict=True
     ):
-        step, number = step // max(1, n), number // k
+        step = step // max(1, n)
         starts = xp.arange(o, dtype=np.int32) * s - p
-        inside = xp.minimum((d - 1 - xp.minimum(starts, 0)) // d, k - 1)
-        first = first[..., None] + inside * number
         corners = corners[..., None] + starts * step
         offsets = offsets[..., None] + xp.arange(k, dtype=np.int32) * (d * step)
-    return first.astype(np.min_scalar_type(prod(kernel))), corners, offsets.ravel()
+    return corners, offsets.ravel()
 
 
 def check_divisor(override: int | None) -> None:

@@ -7,16 +7,18 @@ in the same order each time, and windows that overlap cost nothing extra.
 """
 
 from math import prod
+from operator import mul
 
 import numpy as np
 
-from minidl.array import cuda_pool, pool_loops
+from minidl.array import compiler, cuda_pool, pool_axes, pool_loops
+from minidl.array.choice import kept
 from minidl.array.device import array_module
 from minidl.array.pool_windows import check_divisor, divisor_of, positions, tap_number
 from minidl.array.threads import parallel
 from minidl.array.windows import Array, Sizes, output_size, taps
 
-BLOCK_BYTES = 1 << 18  # of the input: a few planes at a time stay in cache
+BLOCK_BYTES = 1 << 22  # of the input: a few planes at a time stay in cache
 SERIAL_BYTES = 1 << 18  # of the input below which threads cost more than they give
 
 
@@ -55,31 +57,15 @@ def max_pool_forward(
     shape = pool_shape(x.shape, kernel, stride, padding, dilation, ceil_mode)
     if cuda_pool.serves(x):
         return cuda_pool.max_forward(x, shape, (kernel, stride, padding, dilation))
-    xp = array_module(x)
-    y, indices = xp.empty(shape, x.dtype), xp.empty(shape, np.int32)
     window = (kernel, stride, padding, dilation)
-    if xp is np:
+    if compiler.compiler() and array_module(x) is np:
         x = np.ascontiguousarray(x)
-        if pool_loops.max_pool(x, y, indices, *window):
-            return y, indices
-    size, out = tuple(x.shape[2:]), shape[2:]
-    reach = taps(size, out, *window)
-    lowest = -np.inf if x.dtype.kind not in "iu" else np.iinfo(x.dtype).min
-    first, corners, offsets = positions(xp, size, out, *window)
+    y, indices = _like(x, shape, x.dtype), _like(x, shape, np.int32)
+    if array_module(x) is np and pool_loops.max_pool(x, y, indices, *window):
+        return y, indices
 
     def work(part):
-        source, best, where = x[part], y[part], indices[part]
-        winner = xp.empty(best.shape, first.dtype)
-        best[...], winner[...] = lowest, first
-        for tap, served, read in reach:
-            value = xp.ascontiguousarray(source[(..., *read)])
-            top, number = best[(..., *served)], winner[(..., *served)]
-            better = (value > top) | (value != value)
-            xp.maximum(top, value, out=top)
-            # tap numbers grow, so that the largest which was better is the last
-            here = number.dtype.type(tap_number(tap, kernel))
-            xp.maximum(number, better * here, out=number)
-        xp.add(xp.take(offsets, winner), corners, out=where)
+        pool_axes.max_pool(x[part], y[part], indices[part], *window)
 
     parallel(work, _parts(x))
     return y, indices
@@ -109,31 +95,32 @@ def max_pool_backward(
         window = (kernel, stride, padding, dilation)
         return cuda_pool.max_backward(gy, indices, x_shape, window)
     xp = array_module(gy)
-    if xp is np:
+    gx = _like(indices, x_shape, gy.dtype)
+    if xp is np and compiler.compiler():
         gx = np.empty(x_shape, gy.dtype)
         if pool_loops.scatter(gx, *map(np.ascontiguousarray, (gy, indices))):
             return gx
     size, out = tuple(x_shape[2:]), gy.shape[2:]
     reach = taps(size, out, kernel, stride, padding, dilation)
-    _, corners, offsets = positions(xp, size, out, kernel, stride, padding, dilation)
-    gx = xp.zeros(x_shape, gy.dtype)
-
-    def place(part):  # windows that share no element write each to a place of its own
-        target = gx[part].reshape(-1)
-        planes = np.arange(0, target.size, prod(size))
-        where = indices[part] + planes.reshape(*gy[part].shape[:2], *[1] * len(size))
-        target[where] = gy[part]
+    corners, offsets = positions(xp, size, out, kernel, stride, padding, dilation)
+    tiles = xp is np and kernel == stride and size == tuple(map(mul, out, kernel))
+    tiles = tiles and not any(padding) and set(dilation) == {1}
 
     def work(part):
         target, source = gx[part], gy[part]
         relative = indices[part] - corners
+        if not tiles:
+            target[...] = 0
         for tap, served, read in reach:
             hit = relative[(..., *served)] == offsets[tap_number(tap, kernel)]
-            target[(..., *read)] += xp.where(hit, source[(..., *served)], 0)
+            if xp is not np:
+                target[(..., *read)] += xp.where(hit, source[(..., *served)], 0)
+            elif tiles:
+                kept(hit, source[(..., *served)], target[(..., *read)])
+            else:
+                target[(..., *read)] += kept(hit, source[(..., *served)])
 
-    reaches = zip(kernel, stride, padding, dilation, strict=True)
-    apart = all(s > d * (k - 1) and not p for k, s, p, d in reaches)
-    parallel(place if xp is np and apart else work, _parts(gx))
+    parallel(work, _parts(gx))
     return gx
 
 
@@ -169,7 +156,7 @@ def avg_pool_forward(
         return cuda_pool.average_forward(x, shape, window, *how)
     xp = array_module(x)
     wide, reach, divisor = _averages(x, x.shape[2:], shape[2:], window, how)
-    y = xp.empty(shape, x.dtype)
+    y = _like(x, shape, x.dtype)
 
     def work(part):
         total = xp.zeros(y[part].shape, wide)
@@ -217,14 +204,24 @@ def _averages(array: Array, size: Sizes, out: Sizes, window, how) -> tuple:
     return wide, taps(size, out, *window), divisor.astype(wide)
 
 
+def _like(x, shape, dtype):
+    """An array whose dimensions lie in memory in the same order as those of x."""
+    if array_module(x) is np:
+        return np.empty_like(x, dtype, shape=shape)
+    return array_module(x).empty(shape, dtype)
+
+
 def _parts(x):
     """Index the planes of x in blocks that stay in cache, all at once on a GPU."""
     n, c = x.shape[:2]
     plane = max(1, prod(x.shape[2:]) * x.dtype.itemsize)
     if array_module(x) is not np or n * c * plane <= SERIAL_BYTES:
         return [(slice(n), slice(c))]
-    channels = min(c, max(1, BLOCK_BYTES // plane))
-    images = max(1, BLOCK_BYTES // (plane * c))
+    if abs(x.strides[0]) < abs(x.strides[1]):  # images side by side
+        channels, images = max(1, BLOCK_BYTES // (plane * n)), n
+    else:
+        channels = min(c, max(1, BLOCK_BYTES // plane))
+        images = max(1, BLOCK_BYTES // (plane * c))
     return [
         (slice(i, i + images), slice(j, j + channels))
         for i in range(0, n, images)
