@@ -8,16 +8,17 @@ is computed is a cross-correlation,
 
 This file chooses. `convolution_columns` is the lowering of the textbooks, which is what
 a GPU runs, unless it has `cudnn`; `convolution_cpu` has the same three functions for
-NumPy, arranged so that everything stays in cache; `convolution_sweep` is compiled and
-goes first on a CPU.
+NumPy, arranged so that everything stays in cache, and hands batches on to
+`convolution_rows` and `convolution_tiles` where there is no compiler;
+`convolution_sweep` is compiled and goes first on a CPU.
 """
 
 import numpy as np
 
+from minidl.array import channel_sums, cudnn
 from minidl.array import convolution_columns as columns
 from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
-from minidl.array import cudnn
 from minidl.array.casting import cast
 from minidl.array.device import array_module
 from minidl.array.rectifier import rectify, rectify_gradient
@@ -159,9 +160,8 @@ def conv_weight_gradient(
 
 def conv_bias_gradient(gy: Array, out: Array | None = None) -> Array:
     """gb, the sum of gy (N, K, *out) over all but K; `out` may be used for it."""
-    both = sweep.bias_gradient(gy) if array_module(gy) is np else None
-    if both is not None:
-        return both[1]
+    if array_module(gy) is np:
+        return (sweep.bias_gradient(gy) or channel_sums.bias_gradient(gy))[1]
     same = out is not None and out.dtype == gy.dtype
     return gy.sum((0, *range(2, gy.ndim)), out=out if same else None)
 
@@ -171,11 +171,10 @@ def conv_rectified_gradient(
 ) -> tuple[Array, Array]:
     """(g, gb): gy where y > 0 and 0 elsewhere, and that summed over all but K, for
     which `out` may be used."""
-    both = sweep.bias_gradient(gy, y) if array_module(gy) is np else None
-    if both is None:
-        g = rectify_gradient(gy, y)
-        both = g, conv_bias_gradient(g, out)
-    return both
+    if array_module(gy) is np:
+        return sweep.bias_gradient(gy, y) or channel_sums.bias_gradient(gy, y)
+    g = rectify_gradient(gy, y)
+    return g, conv_bias_gradient(g, out)
 
 
 def _is_half(array) -> bool:

@@ -14,10 +14,10 @@ from math import prod
 
 import numpy as np
 
-from minidl.array import window_loops
+from minidl.array import convolution_rows, convolution_tiles, window_loops
 from minidl.array.determinism import parts
 from minidl.array.memory import keep_freed
-from minidl.array.rectifier import rectify
+from minidl.array.rectifier import positive_part
 from minidl.array.threads import claim_blas, parallel
 from minidl.array.windows import taps
 
@@ -29,6 +29,11 @@ SHIFT_CHANNELS = 48  # rows a product needs so that adding k of them up is cheap
 
 def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
     """y = w * x + b, or max(0, that), for y of the given shape."""
+    geometry = stride, padding, dilation, groups
+    if convolution_rows.serves(x, w.shape):
+        if convolution_tiles.serves(x, w.shape, shape, *geometry):
+            return convolution_tiles.forward(x, w, b, shape, padding, relu)
+        return convolution_rows.forward(x, w, b, shape, *geometry, relu)
     y = np.empty(shape, x.dtype)
     lowering = _Lowering(x, w.shape, shape[2:], stride, padding, dilation, groups)
     weights = lowering.split(w)
@@ -48,7 +53,7 @@ def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
             if bias is not None:
                 total += bias
             if relu:
-                rectify(out=total)
+                positive_part(total, total)
             if not direct:
                 target[...] = _from_rows(total, target.shape)
 
@@ -58,6 +63,9 @@ def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
 
 def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
     """gx: the columns W.T @ gy of each block, added where they came from."""
+    geometry = stride, padding, dilation, groups
+    if convolution_rows.serves(gy, w.shape):
+        return convolution_rows.input_gradient(gy, w, x_shape, *geometry)
     gx = np.zeros(x_shape, gy.dtype)
     kernel, out = w.shape[2:], gy.shape[2:]
     lowering = _Lowering(gx, w.shape, out, stride, padding, dilation, groups, False)
@@ -78,6 +86,11 @@ def input_gradient(gy, w, x_shape, stride, padding, dilation, groups):
 
 def weight_gradient(gy, x, gw, stride, padding, dilation, groups):
     """gw = gy @ columns(x).T, each thread's sum added up in the order of the batch."""
+    geometry = stride, padding, dilation, groups
+    if convolution_rows.serves(x, gw.shape, gy):
+        if convolution_tiles.serves(x, gw.shape, gy.shape, *geometry):
+            return convolution_tiles.weight_gradient(gy, x, gw, padding)
+        return convolution_rows.weight_gradient(gy, x, gw, *geometry)
     out, k = gy.shape[2:], len(gw) // groups
     lowering = _Lowering(x, gw.shape, out, stride, padding, dilation, groups)
 
