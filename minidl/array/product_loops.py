@@ -1,4 +1,4 @@
-"""C++ of matrix products, in the register blocks of `register_loops`.
+"""C++ of matrix products and of sums of columns, with `register_loops`.
 
 A strip of b, three vectors of columns wide, is copied in the order in which it is
 read, by the thread that needs it; rows of a are read where they lie, some thousand
@@ -41,7 +41,7 @@ template <class T> static void pack_columns(
 }
 
 // made[row][column] = sum of terms [from, stop) of a and the panel, for COUNT rows; if
-// there are fewer, the last one stands for the rest. Inlined, sums would leave registers.
+// there are fewer, the last one stands for the rest. Inlined, sums would be spilled.
 template <class T, int COUNT, int VECTORS> [[gnu::noinline]] static void block(
     const T* a, const T* panel, const Product& s, I rows, I from, I stop, T* made
 ) {
@@ -50,8 +50,9 @@ template <class T, int COUNT, int VECTORS> [[gnu::noinline]] static void block(
     V sum[COUNT][VECTORS];
     EACH(i, COUNT) EACH(v, VECTORS) sum[i][v] = V{};
     a += from / s.k * s.as;
-    for (I first = from % s.k, terms; from < stop; from += terms, a += s.as, first = 0) {
-        terms = std::min(stop - from, s.k - first);
+    for (I first = from % s.k; from < stop; a += s.as, first = 0) {
+        const I terms = std::min(stop - from, s.k - first);
+        from += terms;
         const T* row[COUNT];
         EACH(i, COUNT) row[i] = a + std::min(I(i), rows - 1) * s.ar + first * s.ac;
         for (I t = 0, at = 0; t < terms; ++t, at += s.ac, panel += VECTORS * size) {
@@ -93,7 +94,8 @@ template <class T> static void multiply_strip(
     for (; row < end; row += FILTERS) {
         const I rows = std::min(end - row, I(FILTERS));
         const bool few = rows <= FILTERS / 2;
-        #define OF(N, V) block<T, N, V>(a + row * s.ar, panel, s, rows, from, stop, made)
+        const T* mine = a + row * s.ar;
+        #define OF(N, V) block<T, N, V>(mine, panel, s, rows, from, stop, made)
         #define BLOCK(V) few ? OF(FILTERS / 2, V) : OF(FILTERS, V)
         if (wide == 3) BLOCK(3);
         else if (wide == 2) BLOCK(2);
@@ -131,9 +133,41 @@ template <class T> static void multiply(
     }
 }
 
-#define FOR(T) extern "C" void multiply_##T( \
-    const T* a, const T* b, const T* bias, T* c, const Product* s, I threads \
-) { multiply<T>(a, b, bias, c, *s, threads); }
+// sums = sum of gy (rows, columns) over rows; MASKED, of g = gy where y > 0, or 0.
+// Parts of the rows are summed, then these, whose number depends on the shape alone.
+template <class T, bool MASKED> static void sum_columns(
+    const T* gy, const T* y, T* g, T* sums, I rows, I columns, I threads
+) {
+    const I parts = std::min(I(16), rows);
+    T* made = workspace<T>(0, parts * columns);
+    #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (I part = 0; part < parts; ++part) {
+        T* sum = made + part * columns;
+        std::fill(sum, sum + columns, T(0));
+        for (I i = rows * part / parts; i < rows * (part + 1) / parts; ++i) {
+            const T *from = gy + i * columns, *above = y + i * columns;
+            T* to = g + i * columns;
+            #pragma omp simd
+            for (I j = 0; j < columns; ++j) {
+                const T term = MASKED && above[j] <= 0 ? 0 : from[j];
+                if (MASKED) to[j] = term;
+                sum[j] += term;
+            }
+        }
+    }
+    for (I j = 0; j < columns; ++j) {
+        sums[j] = 0;
+        for (I part = 0; part < parts; ++part) sums[j] += made[part * columns + j];
+    }
+}
+
+#define FOR(T) extern "C" { \
+    void multiply_##T(const T* a, const T* b, const T* bias, T* c, const Product* s, \
+        I threads) { multiply<T>(a, b, bias, c, *s, threads); } \
+    void sum_columns_##T(const T* gy, const T* y, T* g, T* sums, I rows, I columns, \
+        I threads) { \
+        if (y) sum_columns<T, true>(gy, y, g, sums, rows, columns, threads); \
+        else sum_columns<T, false>(gy, y, g, sums, rows, columns, threads); } }
 FOR(float)
 FOR(double)
 #undef FOR

@@ -212,6 +212,7 @@ class Arithmetic(Op):
     __slots__ = ()
 
     def gradients(self, outputs: list, writing: bool) -> tuple:
+        self.writes_gradients = writing
         result = self.backward(outputs[0])
         return result if type(result) is tuple else (result,)
 
