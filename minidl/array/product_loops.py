@@ -55,6 +55,9 @@ template <class T, int COUNT, int VECTORS> [[gnu::noinline]] static void block(
         from += terms;
         const T* row[COUNT];
         EACH(i, COUNT) row[i] = a + std::min(I(i), rows - 1) * s.ar + first * s.ac;
+        if (from < stop)  // the next stack lies elsewhere: it is not read ahead
+            for (I t = 0; t < terms; t += size)
+                EACH(i, COUNT) __builtin_prefetch(row[i] + s.as + t * s.ac);
         for (I t = 0, at = 0; t < terms; ++t, at += s.ac, panel += VECTORS * size) {
             V here[VECTORS];
             EACH(v, VECTORS) here[v] = *(const V*)(panel + v * size);

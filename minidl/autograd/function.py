@@ -68,6 +68,7 @@ class Op:
         "__dict__",
     )
     materialize_grads = True
+    fresh = False  # whether backward gives arrays of its own, that nobody else has
     wants_tensors = False  # whether forward takes Tensors, in `run`
     undifferentiable: tuple | list = ()
 

@@ -16,6 +16,8 @@ from minidl.ops.shape import Reshape, expand, matrix_transpose, t, unsqueeze
 class MatMul(Arithmetic):
     """Y = A B, for matrices or for stacks of them that broadcast."""
 
+    fresh = True
+
     def forward(self, a, b):
         for_a, for_b = self.edges
         self.saved = None if for_b is None else a, None if for_a is None else b
@@ -31,6 +33,8 @@ class MatMul(Arithmetic):
 
 class Linear(Arithmetic):
     """Y = X W^T + b, for X (N, in), W (out, in), b (out); with relu, max(0, Y)."""
+
+    fresh = True
 
     def forward(self, x, w, b, relu=False):
         y = raw.linear(x, w, b, relu)
