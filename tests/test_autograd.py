@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import minidl as md
 from minidl.autograd import Function, Tensor, backward, grad
 from minidl.autograd.function import FREED
+from minidl.nn import functional as F
 
 # --- The gradient ---------------------------------------------------------------------
 
@@ -543,3 +544,28 @@ def test_all_families_have_their_second_derivatives():
     x, w, kernel = leaf(2, 3, 4, 4), leaf(5, 4), leaf(4, 3, 3, 3)
     labels = np.array([1, 4])
     check_gradients(families, x.numpy(), w.numpy(), kernel.numpy(), labels)
+
+
+def test_a_gradient_shares_memory_with_nothing():
+    rng = np.random.default_rng(0)
+    x, w = (md.tensor(rng.normal(size=s)) for s in ((2, 3, 4, 4), (5, 3, 1, 1)))
+    a, b = (md.tensor(rng.normal(size=(3, 3))) for _ in "ab")
+    shift = md.tensor(rng.normal(size=(3, 3)))
+    for inputs, function in (
+        ((x, w), lambda: F.conv2d(x, w)),
+        ((a, b), lambda: F.linear(a, b)),
+        ((a, b), lambda: a @ b),
+        ((a,), lambda: a @ a),
+        ((a, shift), lambda: a + shift),
+    ):
+        for tensor in inputs:
+            tensor.requires_grad_()
+            tensor.grad = None
+        y = function()
+        g = md.Tensor(np.ones(y.shape))
+        y.backward(g)
+        gradients = [tensor.grad.data for tensor in inputs]
+        others = [y.data, g.data, *[tensor.data for tensor in inputs]]
+        for i, gradient in enumerate(gradients):
+            for other in [*others, *gradients[:i]]:
+                assert not np.shares_memory(gradient, other)

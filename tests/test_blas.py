@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidl.array import blas, memory, threads
-from minidl.array.matmul import linear, matmul
+from minidl.array.matmul import bias_gradient, linear, matmul
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_sums_of_products_and_a_bias(two_threads, dtype):
         y = blas.sum_of_products(a, b, None, bias)
         want = np.einsum("smk,skn->mn", a.astype(float), b.astype(float)) + bias
         if y is None:
-            assert blas._function(np.dtype(dtype)) is None
+            assert blas._function("multiply", np.dtype(dtype)) is None
         else:
             assert y.dtype == dtype
             assert np.abs(y - want).max() <= tolerance * (1 + np.abs(want).max())
@@ -92,6 +92,33 @@ def test_large_products_are_cut_and_put_together(two_threads, m, k, n):
     for count in (1, 2, 3):
         threads.set_num_threads(count)
         results.append(linear(a, b.T, bias))
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("n, k", [(1, 5), (37, 10), (300, 513)])
+def test_the_gradient_of_a_bias_is_a_sum_of_rows(two_threads, n, k, dtype):
+    rng = np.random.default_rng(n)
+    g, y = rng.normal(size=(2, n, k)).astype(dtype)
+    g[0, 1], y[0, 2] = np.inf, np.nan
+    tolerance = {"float16": 3e-3, "float32": 1e-5, "float64": 1e-13}[dtype]
+    for order in "CF":
+        given = np.asarray(g, order=order)
+        for kept, mask in ((g, None), (np.where(y <= 0, 0, g).astype(dtype), y)):
+            made, sums = bias_gradient(given, mask)
+            np.testing.assert_array_equal(made, kept)
+            assert made.dtype == sums.dtype == dtype
+            want = kept.astype(float).sum(0)
+            np.testing.assert_allclose(sums, want, tolerance, tolerance * n)
+
+
+def test_sums_of_rows_are_the_same_on_any_number_of_threads(two_threads):
+    g = np.random.default_rng(1).normal(size=(700, 600)).astype(np.float32)
+    results = []
+    for count in (1, 2, 3):
+        threads.set_num_threads(count)
+        results.append(bias_gradient(g, g)[1])
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
 

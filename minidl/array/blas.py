@@ -13,6 +13,7 @@ import numpy
 
 from minidl.array import compiler, product_loops, register_loops
 from minidl.array.determinism import parts
+from minidl.array.loops import PARALLEL_FROM
 from minidl.array.memory import keep_freed
 from minidl.array.rectifier import positive_part
 from minidl.array.threads import claim_blas, get_num_threads, openblas, parallel
@@ -53,7 +54,7 @@ def sum_of_products(
     """The sum of a[i] @ b[i] over i, + bias, as `product`: a (stacks, m, k), b (stacks,
     k, n)."""
     (stacks, m, k), n = a.shape, b.shape[2]
-    function = _function(a.dtype)
+    function = _function("multiply", a.dtype)
     work = stacks * m * n * k
     if function is None and stacks == 1 and work >= PARTED_WORK:
         return _parted(a[0], b[0], out, bias, relu)
@@ -122,8 +123,25 @@ def _stacks(a, b):
     return out
 
 
+def column_sums(
+    g: numpy.ndarray, y: numpy.ndarray | None, out: numpy.ndarray | None
+) -> tuple[numpy.ndarray, numpy.ndarray] | None:
+    """(g, which is 0 where y is given and not above 0; the sum of its rows, in `out` if
+    given), of arrays of one type; None where no compiled loop serves them."""
+    function = _function("sum_columns", g.dtype)
+    if function is None or (y is not None and y.dtype != g.dtype):
+        return None
+    g = numpy.ascontiguousarray(g)
+    sums = numpy.empty(g.shape[1], g.dtype) if out is None else out
+    made = g if y is None else numpy.empty_like(g)
+    y = None if y is None else numpy.ascontiguousarray(y)
+    addresses = [x if x is None else compiler.pointer(x) for x in (g, y, made, sums)]
+    function(*addresses, *g.shape, 1 if g.size < PARALLEL_FROM else get_num_threads())
+    return made, sums
+
+
 @cache
-def _function(dtype):
+def _function(name, dtype):
     """The compiled function for this dtype, or None."""
     kind = {"f": "float", "d": "double"}.get(dtype.char)
     if kind is None or not dtype.isnative:
@@ -132,7 +150,8 @@ def _function(dtype):
     library = compiler.load(source, "-ffp-contract=fast")
     if library is None:
         return None
-    function = library[f"multiply_{kind}"]
+    function = library[f"{name}_{kind}"]
     function.restype = None
-    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
+    addresses, numbers = {"multiply": (5, 1), "sum_columns": (4, 3)}[name]
+    function.argtypes = [ctypes.c_void_p] * addresses + [ctypes.c_int64] * numbers
     return function

@@ -5,7 +5,8 @@ import numpy
 from . import blas, cublas
 from .casting import cast
 from .device import Array, array_module
-from .rectifier import rectify
+from .dtypes import widened
+from .rectifier import rectify, rectify_gradient
 
 
 def matmul(
@@ -49,3 +50,18 @@ def linear(x: Array, w: Array, b: Array | None = None, relu: bool = False) -> Ar
         if relu:
             rectify(out=y)
     return y
+
+
+def bias_gradient(
+    g: Array, y: Array | None = None, out: Array | None = None
+) -> tuple[Array, Array]:
+    """(g, 0 where y is given and not above 0; its sum over rows), matrices (n, k).
+
+    The sum is written to `out`, of the type to compute in, where that is given.
+    """
+    both = blas.column_sums(g, y, out) if array_module(g) is numpy else None
+    if both is None:
+        g = g if y is None else rectify_gradient(g, y)
+        sums = widened(g).sum(0, out=out)
+        both = g, sums.astype(g.dtype, copy=False) if out is None else out
+    return both

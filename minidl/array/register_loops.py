@@ -69,8 +69,9 @@ struct Sweep {
     const I* tap;       // its place in the kernel
 };
 
-// y[filter][position] = sum over in, tap of panel * x, for VECTORS of positions
-template <class T, int COUNT, int VECTORS>
+// y[filter][position] = sum over in, tap of panel * x, for VECTORS of positions.
+// Inlined, sums would be spilled.
+template <class T, int COUNT, int VECTORS> [[gnu::noinline]]
 static void tile(const T* x, I plane, I in, const Sweep& s, const T* panel, T* y) {
     typedef typename Vector<T>::type V;
     const int size = Vector<T>::size;

@@ -68,6 +68,7 @@ class Op:
         "__dict__",
     )
     materialize_grads = True
+    fresh = False  # whether backward gives arrays of its own, that nobody else has
     wants_tensors = False  # whether forward takes Tensors, in `run`
     undifferentiable: tuple | list = ()
 
@@ -212,6 +213,7 @@ class Arithmetic(Op):
     __slots__ = ()
 
     def gradients(self, outputs: list, writing: bool) -> tuple:
+        self.writes_gradients = writing
         result = self.backward(outputs[0])
         return result if type(result) is tuple else (result,)
 

@@ -4,6 +4,7 @@ summed over what broadcasting added, and cast to the type of its input."""
 from minidl.array.casting import cast
 from minidl.array.device import array_module
 from minidl.autograd.function import Arithmetic, Op
+from minidl.autograd.tensor import Tensor
 
 
 class Add(Arithmetic):
@@ -51,6 +52,13 @@ class BroadcastTo(Op):
 
     def backward(self, g):
         return SumTo.apply(g, self.shape)
+
+
+def stretched(x, shape):
+    """A Tensor, or a bare array, as a view of `shape` in which it repeats."""
+    if isinstance(x, Tensor):
+        return BroadcastTo.apply(x, shape)
+    return array_module(x).broadcast_to(x, shape)
 
 
 class Cast(Op):

@@ -202,11 +202,13 @@ class Tensor:
             made[self, dtype] = cast(self.data, dtype)
         return made[self, dtype]
 
-    def accumulate(self, gradient: "Tensor") -> None:
-        """Add to `grad`; the first one is copied, since its array may be shared."""
+    def accumulate(self, gradient: "Tensor", fresh: bool = False) -> None:
+        """Add to `grad`; the first one is copied if others may have its array too."""
         if self._grad is not None:
             gradient = self._grad + gradient
-        elif gradient.creator is None:
+        elif gradient.creator is None and not (
+            fresh and gradient.data.flags.c_contiguous
+        ):
             gradient = Tensor(gradient.data.copy())
         self._grad = gradient
 

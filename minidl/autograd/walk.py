@@ -147,9 +147,12 @@ class Walk:
                 if g.shape != shape or g.dtype is not dtype:
                     g = self.fitted(g, edge, type(node).__name__)
             if not isinstance(target, Op):
-                self.reach(target, g)
+                self.reach(target, g, node.fresh)
             elif g is not None:
-                self.arrive(target, index, g)
+                if target.outputs is None and target not in self.arrived:
+                    self.arrived[target] = [g]  # mostly there is one gradient to come
+                else:
+                    self.arrive(target, index, g)
 
     def carried(self, g):
         """A gradient in the form in which it travels."""
@@ -179,13 +182,13 @@ class Walk:
             slots = self.arrived[node] = [None] * len(node.outputs)
             slots[index] = g
 
-    def reach(self, leaf: Tensor, g) -> None:
+    def reach(self, leaf: Tensor, g, fresh: bool = False) -> None:
         """Give a leaf a consumer's gradient, if any; it is ready after the last one."""
         if g is not None:
             if g.dtype is not leaf.data.dtype:  # a copy's, under autocast
                 g = self.carried(Cast.apply(g, leaf.data.dtype))
             if not self.collecting:
-                leaf.accumulate(as_tensor(g))
+                leaf.accumulate(as_tensor(g), fresh)
             elif leaf in self.wanted:
                 self.wanted[leaf] = self.added(self.wanted[leaf], g)
         if not self.watched:

@@ -104,11 +104,11 @@ class Parameter(Tensor):
             low = made[storage, dtype]
         return storage.view(low, self.offset, self.shape)
 
-    def accumulate(self, gradient: Tensor) -> None:
+    def accumulate(self, gradient: Tensor, fresh: bool = False) -> None:
         """The first gradient of a step is stored in the view, later ones added."""
         view = self.gradient_view
         if view is None:
-            super().accumulate(gradient)
+            super().accumulate(gradient, fresh)
         elif self._grad is None:
             if gradient.data is not view:
                 view[...] = gradient.data

@@ -14,6 +14,8 @@ class Conv(Op):
     """y = x * w + b, x (N, C, *size), w (K, C / groups, *kernel), b (K); with relu,
     max(0, y)."""
 
+    fresh = True
+
     def forward(self, x, w, b, settings, relu=False):
         needs = self.needs_input_grad
         self.settings, self.x_shape, self.w_shape = settings, x.shape, w.shape

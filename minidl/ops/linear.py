@@ -4,8 +4,8 @@ matrices: these are what GPUs and BLAS are fast at."""
 from math import prod
 
 from minidl.array import matmul as raw
-from minidl.array.dtypes import DEFAULT_FLOAT, wide_type, widened
-from minidl.autograd.function import Op
+from minidl.array.dtypes import wide_type
+from minidl.autograd.function import Arithmetic, Op
 from minidl.autograd.tensor import Tensor
 from minidl.ops.activation import relu, relu_gradient
 from minidl.ops.arithmetic import add, mul
@@ -13,77 +13,98 @@ from minidl.ops.operands import as_tensor
 from minidl.ops.shape import Reshape, expand, matrix_transpose, t, unsqueeze
 
 
-class MatMul(Op):
+class MatMul(Arithmetic):
     """Y = A B, for matrices or for stacks of them that broadcast."""
 
+    fresh = True
+
     def forward(self, a, b):
-        needs_a, needs_b = self.needs_input_grad
-        self.save_for_backward(a if needs_b else None, b if needs_a else None)
+        for_a, for_b = self.edges
+        self.saved = None if for_b is None else a, None if for_a is None else b
         return raw.matmul(a, b)
 
     def backward(self, g):
-        a, b = self.saved_tensors
+        a, b = self.saved_like(g)
         return (
-            None if b is None else product(self, 0, g, matrix_transpose(b)),
-            None if a is None else product(self, 1, matrix_transpose(a), g),
+            None if b is None else product(self, 0, g, turned(b)),
+            None if a is None else product(self, 1, turned(a), g),
         )
 
 
-class Linear(Op):
+class Linear(Arithmetic):
     """Y = X W^T + b, for X (N, in), W (out, in), b (out); with relu, max(0, Y)."""
+
+    fresh = True
 
     def forward(self, x, w, b, relu=False):
         y = raw.linear(x, w, b, relu)
-        self.save_for_backward(
-            x if self.edges[1] is not None else None,
-            w if self.edges[0] is not None else None,
+        for_x, for_w, *_ = self.edges
+        self.saved = (
+            None if for_w is None else x,
+            None if for_x is None else w,
             y if relu else None,
         )
         return y
 
     def backward(self, g):
-        x, w, y = self.saved_tensors
-        if y is not None:
-            g = relu_gradient(g, y)
+        x, w, y = self.saved_like(g)
+        gb = None
+        if self.edges[2] is not None:
+            g, gb = bias_gradient(self, 2, g, y)
+        elif y is not None:
+            g = relu_gradient.like(g)(g, y)
         gx = None
-        if w is not None and x is not None and lies_transposed(x.data):
-            gx = matrix_transpose(
-                MatMul.apply(matrix_transpose(w), matrix_transpose(g))
-            )
+        if w is not None and x is not None and lies_transposed(x):
+            gx = turned(multiplied(turned(w), turned(g)))
         elif w is not None:
-            gx = MatMul.apply(g, w)
+            gx = product(self, 0, g, w)
         return (
             gx,
-            None if x is None else product(self, 1, matrix_transpose(g), x),
-            None if self.edges[2] is None else sum_of_rows(self, 2, g),
+            None if x is None else product(self, 1, turned(g), x),
+            gb,
         )
 
 
 def lies_transposed(x) -> bool:
     """Whether a matrix lies in memory column by column, as its gradient then should."""
-    return x.flags.f_contiguous and not x.flags.c_contiguous
+    flags = (x.data if isinstance(x, Tensor) else x).flags
+    return flags.f_contiguous and not flags.c_contiguous
 
 
-def product(node: Op, position: int, a: Tensor, b: Tensor) -> Tensor:
-    """A B as the gradient of an input of `node`; written straight into flat storage,
-    or added to what is there, where that waits for it."""
+def turned(x):
+    """The last two dimensions of a Tensor, or of a bare array, exchanged."""
+    return matrix_transpose(x) if isinstance(x, Tensor) else x.swapaxes(-1, -2)
+
+
+def bias_gradient(node: Op, position: int, g, y):
+    """(g, 0 where y is given and not above 0; its sum over rows as the gradient of an
+    input of `node`), Tensors or arrays; of arrays the sum is written straight into flat
+    storage where that waits for it, and then not rounded to 16 bits."""
+    if isinstance(g, Tensor):
+        g = g if y is None else relu_gradient(g, y)
+        return g, g.sum(0)
+    out = node.gradient_buffer(position)
+    if out is not None and out.dtype != wide_type(g.dtype):
+        out = None
+    return raw.bias_gradient(g, y, out)
+
+
+def multiplied(a, b):
+    """A B, Tensors or arrays."""
+    return MatMul.apply(a, b) if isinstance(a, Tensor) else raw.matmul(a, b)
+
+
+def product(node: Op, position: int, a, b):
+    """A B, Tensors or arrays, as the gradient of an input of `node`; arrays straight
+    into flat storage, or added to what is there, where that waits for it."""
+    if isinstance(a, Tensor):
+        return multiplied(a, b)
     out = node.gradient_buffer(position)
     target = node.gradient_sum(position) if out is None else out
-    if target is None or a.ndim > 2 or b.ndim > 2:
-        return MatMul.apply(a, b)
-    summed = DEFAULT_FLOAT if a.dtype.itemsize == 2 else a.dtype
-    if target.dtype not in (a.dtype, summed):
-        return MatMul.apply(a, b)
-    return Tensor(raw.matmul(a.data, b.data, target, accumulate=out is None))
-
-
-def sum_of_rows(node: Op, position: int, g: Tensor) -> Tensor:
-    """The sum of the rows as the gradient of an input of `node`; written straight into
-    flat storage where that waits for it, and then not rounded to 16 bits."""
-    out = node.gradient_buffer(position)
-    if out is None or out.dtype != wide_type(g.dtype):
-        return g.sum(0)
-    return Tensor(widened(g.data).sum(0, out=out))
+    known = a.dtype, wide_type(a.dtype)
+    if target is None or a.ndim > 2 or target.dtype not in known:
+        return multiplied(a, b)
+    return raw.matmul(a, b, target, accumulate=out is None)
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from math import prod as number_of
 
 from minidl.array.device import array_module
 from minidl.array.dtypes import DEFAULT_FLOAT, is_floating_point
-from minidl.autograd.function import Op
-from minidl.autograd.structure import BroadcastTo
+from minidl.autograd.function import Arithmetic, Op
+from minidl.autograd.structure import stretched
 from minidl.autograd.tensor import Tensor
 from minidl.ops.elementwise import exp, where
 from minidl.ops.operands import as_tensor, cast, floating
@@ -49,12 +49,12 @@ class Reduction(Op):
             self.save_for_backward(x, y)
         return y
 
-    def spread(self, y: Tensor) -> Tensor:
+    def spread(self, y):
         """What has the shape of the result, so that it broadcasts to the input's."""
-        return y if y.data.shape == self.kept else Reshape.apply(y, self.kept)
+        return y if y.shape == self.kept else y.reshape(self.kept)
 
 
-class Sum(Reduction):
+class Sum(Reduction, Arithmetic):
     """y = sum(x)"""
 
     keeps = False
@@ -63,7 +63,7 @@ class Sum(Reduction):
         return x.sum(axis=dims, keepdims=True, dtype=x.dtype)
 
     def backward(self, g):
-        return BroadcastTo.apply(self.spread(g), self.shape)
+        return stretched(self.spread(g), self.shape)
 
 
 class Variance(Reduction):
