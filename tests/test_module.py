@@ -417,9 +417,9 @@ def test_products_are_written_into_the_flat_gradient(xp, monkeypatch):
     arrived = {}
     accumulate = nn.Parameter.accumulate
 
-    def spy(self, gradient):
+    def spy(self, gradient, fresh):
         arrived.setdefault(self.name, []).append(gradient.data is self.gradient_view)
-        accumulate(self, gradient)
+        accumulate(self, gradient, fresh)
 
     assert [p.name for p in model.parameters()][0] == "0.weight"
     monkeypatch.setattr(nn.Parameter, "accumulate", spy)
