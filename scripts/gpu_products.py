@@ -216,8 +216,8 @@ def torch_convolution(xp, torch, x, w, dtype, word, ms: float) -> dict:
     kind = getattr(torch, str(np.dtype(dtype)))
     here = {"device": device_of(xp), "dtype": kind}
     x, w = (torch.randn(*a.shape, **here) for a in (x, w))
-    torch.backends.cudnn.allow_tf32 = word == "high"
-    return beside(xp, lambda: torch.nn.functional.conv2d(x, w, padding="same"), ms)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=word == "high"):
+        return beside(xp, lambda: torch.nn.functional.conv2d(x, w, padding="same"), ms)
 
 
 def rate(flops: float, ms: float) -> dict:
