@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 
+from minidl.array.determinism import cut
 from minidl.array.threads import get_num_threads, parallel
 
 PARTED_FROM = 1 << 18  # elements
@@ -48,9 +49,3 @@ def flat(y, groups):
     that can be."""
     rows = by_rows(y)
     return rows.reshape(len(rows), groups, rows.shape[1] // groups, -1)
-
-
-def cut(total, count):
-    """Slices of 0 to total, as equal as can be, `count` at most."""
-    cuts = [total * part // count for part in range(count + 1)]
-    return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]

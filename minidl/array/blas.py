@@ -7,12 +7,11 @@ minidl's first product or convolution on, that BLAS uses one thread.
 
 import ctypes
 from functools import cache
-from itertools import pairwise
 
 import numpy
 
 from minidl.array import compiler, product_loops, register_loops
-from minidl.array.determinism import parts
+from minidl.array.determinism import cut, parts
 from minidl.array.loops import PARALLEL_FROM
 from minidl.array.memory import keep_freed
 from minidl.array.rectifier import positive_part
@@ -88,10 +87,8 @@ def _parted(a, b, out, bias, relu):
         count *= 2  # whoever is late does fewer
     if out is None:
         out = numpy.empty((m, n), a.dtype)
-    cuts = [max(m, n) * part // count for part in range(count + 1)]
 
-    def work_on(cut):
-        part = slice(*cut)
+    def work_on(part):
         rows, columns = (part, slice(n)) if m >= n else (slice(m), part)
         y = numpy.matmul(a[rows], b[:, columns], out=out[rows, columns])
         if bias is not None:
@@ -99,7 +96,7 @@ def _parted(a, b, out, bias, relu):
         if relu:
             positive_part(y, y)
 
-    parallel(work_on, pairwise(cuts))
+    parallel(work_on, cut(max(m, n), count))
     return out
 
 
@@ -112,14 +109,12 @@ def _stacks(a, b):
         return None
     out = numpy.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
     stacks = [x.reshape(-1, *x.shape[-2:]) for x in (a, b, out)]
-    count = len(stacks[0])
-    cuts = [count * part // threads for part in range(threads + 1)]
 
     def work_on(part):
-        x, y, z = (stack[slice(*part)] for stack in stacks)
+        x, y, z = (stack[part] for stack in stacks)
         numpy.matmul(x, y, out=z)
 
-    parallel(work_on, pairwise(cuts))
+    parallel(work_on, cut(len(stacks[0]), threads))
     return out
 
 

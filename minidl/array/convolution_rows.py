@@ -20,8 +20,8 @@ from math import prod
 import numpy as np
 
 from minidl.array import compiler
-from minidl.array.batch_innermost import by_rows, cut, empty, flat, is_innermost
-from minidl.array.determinism import parts
+from minidl.array.batch_innermost import by_rows, empty, flat, is_innermost
+from minidl.array.determinism import cut, parts
 from minidl.array.memory import keep_freed
 from minidl.array.rectifier import positive_part
 from minidl.array.threads import claim_blas, get_num_threads, parallel

@@ -15,9 +15,13 @@ Algorithms for Convolutional Neural Networks", 2016.
 
 import numpy as np
 
-from minidl.array.batch_innermost import by_rows, cut, empty
+from minidl.array.batch_innermost import by_rows, empty
 from minidl.array.convolution_rows import SERIAL_WORK
-from minidl.array.determinism import are_deterministic_algorithms_enabled, parts
+from minidl.array.determinism import (
+    are_deterministic_algorithms_enabled,
+    cut,
+    parts,
+)
 from minidl.array.memory import keep_freed
 from minidl.array.rectifier import positive_part
 from minidl.array.threads import claim_blas, get_num_threads, parallel

@@ -1,5 +1,7 @@
 """One switch: only ways of computing whose result depends on the arguments alone."""
 
+from itertools import pairwise
+
 from minidl.array.threads import claim_blas, get_num_threads
 
 PARTS = 4  # that a product or a sum is cut into for threads, however many there are
@@ -33,3 +35,9 @@ def are_deterministic_algorithms_enabled() -> bool:
 def parts() -> int:
     """How many parts to cut work into, where that may change how results round."""
     return PARTS if _deterministic else get_num_threads()
+
+
+def cut(total: int, count: int) -> list[slice]:
+    """Slices of 0 to total, as equal as can be, `count` at most."""
+    cuts = [total * part // count for part in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(cuts) if a < b]
