@@ -95,11 +95,11 @@ def max_pool_backward(
         window = (kernel, stride, padding, dilation)
         return cuda_pool.max_backward(gy, indices, x_shape, window)
     xp = array_module(gy)
-    gx = _like(indices, x_shape, gy.dtype)
     if xp is np and compiler.compiler():
         gx = np.empty(x_shape, gy.dtype)
         if pool_loops.scatter(gx, *map(np.ascontiguousarray, (gy, indices))):
             return gx
+    gx = _like(indices, x_shape, gy.dtype)
     size, out = tuple(x_shape[2:]), gy.shape[2:]
     reach = taps(size, out, kernel, stride, padding, dilation)
     corners, offsets = positions(xp, size, out, kernel, stride, padding, dilation)
