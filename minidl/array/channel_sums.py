@@ -5,12 +5,10 @@ from math import prod
 import numpy as np
 
 from minidl.array.choice import kept
-from minidl.array.layout import memory_order
-from minidl.array.standardize_blocks import summed
+from minidl.array.layout import inverse, memory_order
+from minidl.array.loops import PARTED_FROM
+from minidl.array.standardize_blocks import BLOCK, summed
 from minidl.array.threads import get_num_threads, parallel
-
-BLOCK = 1 << 18  # elements
-PARTED_FROM = 1 << 19
 
 
 def bias_gradient(gy, y=None):
@@ -20,7 +18,7 @@ def bias_gradient(gy, y=None):
     The sum of half precision is taken in float32. Blocks depend on the shape alone.
     """
     order = memory_order(gy if y is None else y)
-    back = sorted(range(gy.ndim), key=order.__getitem__)
+    back = inverse(order)
     source, gate = (a if a is None else a.transpose(order) for a in (gy, y))
     g = source if y is None else np.empty(source.shape, gy.dtype)
     dims = tuple(axis for axis in range(gy.ndim) if axis != back[1])

@@ -6,7 +6,7 @@ go through one cupy.ElementwiseKernel for each compute type.
 
 import numpy
 
-from . import arguments, cuda_vectors
+from . import arguments, cuda_vectors, layout
 from .body import PREAMBLE
 from .cuda_source import C_TYPE
 from .device import cupy_module, device_of
@@ -57,8 +57,10 @@ def run(kernel, inputs, outs, values) -> tuple:
             )
         kernel.launches[key]([*inputs, *outs], values)
         kernel.again[plan] = kernel.launches[key], dtypes
-        back = numpy.argsort(order).tolist()
-        return tuple([out.transpose(back) for out in outs]) if order else outs
+        if not order:
+            return outs
+        back = layout.inverse(order)
+        return tuple([out.transpose(back) for out in outs])
 
 
 def run_again(kernel, inputs, outs, values) -> tuple | None:

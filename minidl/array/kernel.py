@@ -173,7 +173,7 @@ class Kernel:
             )
             self._run_strided(loop, shape, inputs, outs, values)
         else:
-            given, back = outs, numpy.argsort(order)
+            given, back = outs, layout.inverse(order)
             outs = self._made(
                 [out if out is None else out.transpose(order) for out in outs],
                 tuple(shape[axis] for axis in order),

@@ -92,6 +92,11 @@ def memory_order(array) -> tuple[int, ...]:
     return tuple(sorted(range(array.ndim), key=lambda axis: -abs(strides[axis])))
 
 
+def inverse(order) -> tuple[int, ...]:
+    """The order of axes that takes back a transposition by this one."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
 def reshaped(array, shape):
     """array.reshape(shape); where the first axis lies innermost and stays the first,
     it lies innermost in the result too, a view or a copy of long runs."""
@@ -126,7 +131,7 @@ def made_like(arrays, shape, dtype) -> numpy.ndarray:
             order = memory_order(array)
             if array.transpose(order).flags.c_contiguous:
                 made = numpy.empty([shape[axis] for axis in order], dtype)
-                return made.transpose(sorted(range(len(shape)), key=order.__getitem__))
+                return made.transpose(inverse(order))
     return numpy.empty(shape, dtype)
 
 

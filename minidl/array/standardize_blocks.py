@@ -9,7 +9,7 @@ from math import prod
 import numpy
 
 from .dtypes import wide_type
-from .layout import memory_order
+from .layout import inverse, memory_order
 from .threads import parallel
 
 BLOCK = 1 << 18  # elements
@@ -84,7 +84,7 @@ def _in_memory_order(dims, x, *others):
             array = array.reshape(shape).transpose(order)
         turned.append(array)
     dims = tuple(sorted(order.index(d % x.ndim) for d in dims))
-    return turned, dims, tuple(sorted(range(x.ndim), key=order.__getitem__))
+    return turned, dims, inverse(order)
 
 
 def _blocks(shape, dims):
