@@ -13,6 +13,7 @@ from minidl.array import (
     convolution_cpu,
     convolution_plans,
     convolution_sweep,
+    convolution_tiles,
     pool_loops,
     pooling,
     threads,
@@ -177,7 +178,10 @@ def compiled(wanted):
 @contextmanager
 def tiles():
     """Winograd's tiles for every convolution that they can do."""
-    with mock.patch.multiple(convolution_sweep, TILE_CHANNELS=1, TILE_PIXELS=1):
+    with (
+        mock.patch.object(convolution_tiles, "CHANNELS", 1),
+        mock.patch.object(convolution_sweep, "TILE_PIXELS", 1),
+    ):
         yield
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from minidl.array import (
     blas,
     compiler,
+    convolution_tiles,
     gradient_loops,
     memory,
     register_loops,
@@ -26,7 +27,6 @@ from minidl.array import (
     winograd_loops,
 )
 from minidl.array import convolution_plans as plans
-from minidl.array.determinism import are_deterministic_algorithms_enabled
 from minidl.array.threads import get_num_threads
 
 _LOOPS = (
@@ -39,7 +39,7 @@ _LOOPS = (
 
 PARTS = 16  # at most, that a weight gradient's sum over the batch is made of
 PART_WORK = 1 << 20  # multiplications that are worth a part of their own
-TILE_CHANNELS, TILE_PIXELS = 16, 36  # from which 2 x 2 outputs at a time pay
+TILE_PIXELS = 36  # from which 2 x 2 outputs at a time pay
 TILE_PARTS = 8  # each is almost twice as large
 _SIGNATURES = {  # how many addresses, how many numbers
     "convolve": (7, 3),
@@ -141,17 +141,10 @@ def _convolve(function, plan, x, w, b, y, relu):
     function(*addresses, *tables, plan.number, relu, plan.threads())
 
 
-def _winograd(x, w_shape, shape, stride, padding, dilation, groups):
+def _winograd(x, w_shape, shape, *geometry):
     """Whether tiles of 2 x 2 outputs are worth their transforms, and exact enough."""
-    return (
-        tuple(w_shape[2:]) == (3, 3)
-        and x.dtype == np.float32
-        and (stride, dilation, groups) == ((1, 1), (1, 1), 1)
-        and max(padding) <= 2
-        and min(w_shape[:2]) >= TILE_CHANNELS
-        and prod(shape[2:]) >= TILE_PIXELS
-        and not are_deterministic_algorithms_enabled()
-    )
+    large = prod(shape[2:]) >= TILE_PIXELS
+    return large and convolution_tiles.may_serve(x, w_shape, *geometry)
 
 
 def _convolve_tiles(tiles, x, w, b, y, relu):

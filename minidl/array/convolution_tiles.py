@@ -26,23 +26,32 @@ from minidl.array.memory import keep_freed
 from minidl.array.rectifier import positive_part
 from minidl.array.threads import claim_blas, get_num_threads, parallel
 
-CHANNELS, SUMS = 16, 1 << 14  # a row of tiles of which is worth its sums
+CHANNELS = 16  # from which tiles pay
+SUMS = 1 << 14  # numbers of a row of tiles that are worth their sums in NumPy
 BATCH = 48  # runs that strided sums should have, and columns enough for a product
 CHUNK_BYTES = 3 << 20  # of both transforms of a row of tiles
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-def serves(x, w_shape, shape, stride, padding, dilation, groups) -> bool:
-    """Whether tiles are worth their sums, and exact enough."""
+def serves(x, w_shape, shape, *geometry) -> bool:
+    """Whether tiles can be, and are worth their sums in NumPy."""
+    return (
+        may_serve(x, w_shape, *geometry)
+        and len(x) >= BATCH
+        and min(shape[2:]) >= 4
+        and -(-shape[3] // 2) * len(x) * min(w_shape[:2]) >= SUMS
+    )
+
+
+def may_serve(x, w_shape, stride, padding, dilation, groups) -> bool:
+    """Whether a convolution can be computed in tiles, here or in compiled loops, with
+    channels enough to be worth it, and exact enough."""
     return (
         tuple(w_shape[2:]) == (3, 3)
         and x.dtype == np.float32
         and (stride, dilation, groups) == ((1, 1), (1, 1), 1)
         and max(padding) <= 2
         and min(w_shape[:2]) >= CHANNELS
-        and len(x) >= BATCH
-        and min(shape[2:]) >= 4
-        and -(-shape[3] // 2) * len(x) * min(w_shape[:2]) >= SUMS
         and not are_deterministic_algorithms_enabled()
     )
 
