@@ -103,8 +103,11 @@ def direct(x, w, b, gy, stride, padding, dilation, groups):
     return y, gimages[(..., *inner)], gw, gy
 
 
+FEW_IMAGES = st.integers(0, 3)
+
+
 @st.composite
-def convolutions(draw):
+def convolutions(draw, batch=FEW_IMAGES):
     """Random numbers for x, w, b, and stride, padding, dilation, groups."""
     dims = draw(st.integers(1, 3))
 
@@ -121,7 +124,7 @@ def convolutions(draw):
         for k, d, p in zip(kernel, dilation, padding, strict=True)
     )
     rng = np.random.default_rng(draw(st.integers(0, 99)))
-    x = rng.normal(size=(draw(st.integers(0, 3)), channels, *size))
+    x = rng.normal(size=(draw(batch), channels, *size))
     w = rng.normal(size=(filters, channels // groups, *kernel))
     return x, w, rng.normal(size=filters), (stride, padding, dilation, groups)
 
