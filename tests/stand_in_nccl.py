@@ -11,6 +11,7 @@ at each addition, and "max" and "min" pass over NaN.
 
 import os
 import sys
+import time
 import weakref
 from types import ModuleType
 
@@ -168,6 +169,7 @@ class NcclCommunicator:
     def abort(self):
         self._alive = False
         sys.stderr.write("NCCL is aborted\n")
+        time.sleep(0.3)  # mpiexec drops what it has not read when MPI is aborted
 
     def destroy(self):
         if self._alive:
