@@ -38,7 +38,7 @@ def start(module, name, way, timeout):
     import stand_in
     import stand_in_nccl
 
-    from minidl.distributed import gpus, staging, watch
+    from minidl.distributed import gpus, requests, staging, watch
 
     stand_in.install(devices=4)
     stand_in_nccl.install()
@@ -48,6 +48,7 @@ def start(module, name, way, timeout):
     staging.CHUNK = 4096
     if way == "direct":
         gpus.cuda_aware = lambda MPI: True
+        requests.Requests.memory = checked(requests.Requests.memory)
     communicator = distributed.init(WAYS[way], timeout=float(timeout))
     with use_device(communicator.place("auto")):
         getattr(importlib.import_module(module), name)(communicator)
@@ -55,3 +56,17 @@ def start(module, name, way, timeout):
     communicator.close()
     assert stand_in_nccl.calls[-1:] == ["destroy"] * (communicator.backend == "nccl")
     print("passed\n", end="", flush=True)
+
+
+def checked(memory):
+    """`Requests.memory`, for arrays of which MPI has all that a GPU had to do."""
+    from stand_in_memory import check_host
+
+    from minidl.array.device import on_gpu
+
+    def given(self, array):
+        if on_gpu(array) and array.size:
+            check_host(array.data.ptr, array.nbytes)
+        return memory(self, array)
+
+    return given

@@ -157,6 +157,20 @@ def check_access(arrays, stream, writes: bool) -> None:
         memory.accesses[first, last, stream.ptr, writes] = tick
 
 
+def check_host(ptr: int, size: int) -> None:
+    """Raise where a stream may not be done with what the host, as MPI, is given."""
+    import stand_in_cuda as cuda
+
+    memory, array = memory_at(ptr, size)
+    first, last = extent(array)
+    for (start, stop, stream, _), tick in memory.accesses.items():
+        if start < last and first < stop and cuda.Stream.host.get(stream, 0) < tick:
+            raise RuntimeError(
+                f"a race: the host is given what stream {stream} works on, and has "
+                "not waited for it"
+            )
+
+
 default_pool = MemoryPool()
 
 

@@ -79,7 +79,8 @@ class MPICommunicator(Communicator):
     def _all_gather(self, call, output, input):
         if call.where:
             return self._gpus(output).all_gather(call, output, input)
-        return Work(self, call, *self._requests.all_gather(output, input))
+        self._requests.place(output, input)
+        return Work(self, call, *self._requests.all_gather(output))
 
     def _barrier(self, call):
         return Work(self, call, self._mpi.Ibarrier(), lambda: None)

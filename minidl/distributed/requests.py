@@ -93,11 +93,14 @@ class Requests:
         request = self._mpi.Ialltoall(self.memory(input), self.memory(blocks))
         return request, lambda: fill(output, combine(list(blocks), op))
 
-    def all_gather(self, output, input):
-        """`input` may be block `rank` of `output`."""
+    def place(self, output, input):
+        """Copy this rank's part to where `all_gather` wants it; it may be there."""
         start = self._mpi.rank * input.size
         own = output.reshape(-1)[start : start + input.size]
         own[...] = input.reshape(-1)
+
+    def all_gather(self, output):
+        """Every rank's part is in its place in `output`, and goes to all."""
         request = self._mpi.Iallgather(self._MPI.IN_PLACE, self.memory(output))
         return request, nothing
 

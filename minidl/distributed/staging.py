@@ -117,10 +117,19 @@ class Staged:
         return self._issue(call, begin, [(input, output)])
 
     def all_gather(self, call, output, input):
-        def begin(sent, got):
-            return self._requests.all_gather(got, sent)
+        requests = self._requests
+        if self._direct:  # MPI begins when this copy, too, is done
+            requests.place(output, input)
+            pairs = [(output, output)]
+            return self._issue(
+                call, lambda whole, _: requests.all_gather(whole), pairs, True
+            )
 
-        return self._issue(call, begin, [(input, output)], self._direct)
+        def begin(sent, got):
+            requests.place(got, sent)
+            return requests.all_gather(got)
+
+        return self._issue(call, begin, [(input, output)])
 
     def send_receive(self, call, outgoing, dst, incoming, src):
         """Messages, by the host's: it waits for them."""
