@@ -117,19 +117,15 @@ class Staged:
         return self._issue(call, begin, [(input, output)])
 
     def all_gather(self, call, output, input):
-        requests = self._requests
-        if self._direct:  # MPI begins when this copy, too, is done
-            requests.place(output, input)
-            pairs = [(output, output)]
-            return self._issue(
-                call, lambda whole, _: requests.all_gather(whole), pairs, True
-            )
-
         def begin(sent, got):
-            requests.place(got, sent)
-            return requests.all_gather(got)
+            if sent is not got:
+                self._requests.place(got, sent)
+            return self._requests.all_gather(got)
 
-        return self._issue(call, begin, [(input, output)])
+        if self._direct:  # this copy, too, is done before MPI begins
+            self._requests.place(output, input)
+            input = output
+        return self._issue(call, begin, [(input, output)], self._direct)
 
     def send_receive(self, call, outgoing, dst, incoming, src):
         """Messages, by the host's: it waits for them."""
