@@ -7,6 +7,7 @@ same stream. With NumPy in CuPy's place the same code measures the CPU.
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 
 import numpy as np
@@ -54,20 +55,25 @@ def milliseconds(
 
 
 def torch_or_none(xp):
-    """PyTorch, where it is installed and sees the device; float32 without TF32."""
+    """PyTorch, where it is installed and sees the device."""
     if xp is np or importlib.util.find_spec("torch") is None:
         return None
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    allow_tf32(torch, False)
-    return torch
+    return torch if torch.cuda.is_available() else None
 
 
-def allow_tf32(torch, allowed: bool) -> None:
-    """Switch convolutions and products together, as minidl's one switch does."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+@contextmanager
+def tf32_in(torch, allowed: bool):
+    """Whether PyTorch rounds float32 in convolutions and products to TF32, as minidl's
+    one switch has it: by default it does so in convolutions alone."""
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, allowed
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        products.allow_tf32 = before
 
 
 def free_memory(xp) -> int:

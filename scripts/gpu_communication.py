@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -54,8 +53,8 @@ DTYPES |= {} if bfloat16 is None else {"bfloat16": 2e-2}
 
 def communication(xp, quick: bool) -> Iterator[dict]:
     """Jobs of several ranks; with NumPy in CuPy's place, those on host arrays."""
-    if find_spec("mpi4py") is None:
-        note = "mpi4py is not installed: ranks were passed over"
+    if missing := why_no_mpi():
+        note = f"ranks were passed over: {missing}"
         yield {"name": "communication", "ok": None, "note": note}
         return
     device = "cpu" if xp is np else "gpu"
@@ -85,6 +84,18 @@ def nccl_jobs(quick: bool) -> Iterator[dict]:
         return
     command, more = [mpiexec, "-n", "2"], SHARED if count < 2 else {}
     yield from job(name, command, "nccl", "gpu", quick, more)
+
+
+def why_no_mpi() -> str | None:
+    """What mpi4py lacks, itself or an MPI library, without starting that."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False
+        import mpi4py.MPI  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # the latter: there is no library
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
 
 
 def find_mpiexec() -> str | None:

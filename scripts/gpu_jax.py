@@ -43,7 +43,11 @@ def steps_of(
     device: str, name: str, build: Callable, images, labels, inner: int
 ) -> Callable[[], None]:
     """So many steps, by the host's clock: the stream of JAX is not to be had."""
-    jax.config.update("jax_platforms", device)  # raises where there is none
+    jax.config.update("jax_platforms", device)
+    try:
+        jax.devices(device)
+    except Exception as error:  # an AssertionError without a word among them
+        raise RuntimeError(f"JAX has no device {device!r}: {error}") from None
     step = step_of(name, build, images, labels)
 
     def steps():

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import numpy as np  # noqa: E402
-from gpu_benchmarks import allow_tf32, milliseconds  # noqa: E402
+from gpu_benchmarks import milliseconds, tf32_in  # noqa: E402
 from gpu_networks import LOWERED, NETWORKS, cases, work_of  # noqa: E402
 from gpu_tests import end  # noqa: E402
 
@@ -127,11 +127,14 @@ def torch_ready(peer: Peer, device: str, quick: bool) -> Callable[[], float]:
 
     xp = np if device == "cpu" else cupy_module()
     *data, inner = work_of(xp, quick, peer.network)
-    allow_tf32(torch, peer.precision == "tf32")
     step = compiled_step(torch, device, *data, peer.precision)
-    for _ in range(WARMUP):
-        step()
-    return lambda: milliseconds(xp, step, inner)
+
+    def measured(**calls) -> float:
+        with tf32_in(torch, peer.precision == "tf32"):
+            return milliseconds(xp, step, **calls)
+
+    measured(inner=1, repeats=1, warmup=WARMUP)
+    return lambda: measured(inner=inner)
 
 
 def jax_ready(peer: Peer, device: str, quick: bool) -> Callable[[], float]:

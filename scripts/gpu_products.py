@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from gpu_benchmarks import device_of, milliseconds, torch_or_none
+from gpu_benchmarks import device_of, milliseconds, tf32_in, torch_or_none
 from gpu_checks import (
     CONVOLUTIONS,
     HALVES,
@@ -178,8 +178,8 @@ def product_rates(xp, quick: bool) -> Iterator[dict]:
             kind = getattr(torch, str(np.dtype(dtype)))
             here = {"device": device_of(xp), "dtype": kind}
             x, y = (torch.randn(n, n, **here) for _ in "xy")
-            torch.backends.cuda.matmul.allow_tf32 = word == "high"
-            row |= beside(xp, lambda x=x, y=y: x @ y, ms)
+            with tf32_in(torch, word == "high"):
+                row |= beside(xp, lambda x=x, y=y: x @ y, ms)
         yield row
 
 
@@ -216,7 +216,7 @@ def torch_convolution(xp, torch, x, w, dtype, word, ms: float) -> dict:
     kind = getattr(torch, str(np.dtype(dtype)))
     here = {"device": device_of(xp), "dtype": kind}
     x, w = (torch.randn(*a.shape, **here) for a in (x, w))
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=word == "high"):
+    with tf32_in(torch, word == "high"):
         return beside(xp, lambda: torch.nn.functional.conv2d(x, w, padding="same"), ms)
 
 

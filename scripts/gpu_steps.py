@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 from gpu_benchmarks import (
-    allow_tf32,
     device_of,
     free_memory,
     milliseconds,
+    tf32_in,
     torch_or_none,
 )
 from gpu_networks import LOWERED, NETWORKS, cases, model_of, work_of
@@ -144,12 +144,9 @@ def torch_time(
     xp, torch, build, images, labels, inner, layout, precision: str = "fp32"
 ) -> float:
     """Eager."""
-    allow_tf32(torch, precision == "tf32")
-    try:
-        data = device_of(xp), build, images, labels, layout, precision
+    data = device_of(xp), build, images, labels, layout, precision
+    with tf32_in(torch, precision == "tf32"):
         return milliseconds(xp, step_of(torch, *data), inner, warmup=5)
-    finally:
-        allow_tf32(torch, False)
 
 
 def has_jax(xp) -> bool:

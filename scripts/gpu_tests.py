@@ -26,7 +26,7 @@ def tests(xp, quick: bool) -> Iterator[dict]:
             note = f"{package} is not installed: the tests were passed over"
             yield {"name": "pytest -m gpu", "ok": None, "note": note}
             return
-    line = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-rfE", "--tb=short"]
+    line = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-rfE", "--tb=short"]
     line += ["-p", "no:cacheprovider", *["-x"] * quick]
     files = sorted(map(str, (ROOT / "tests").glob("test_*.py")))
     parts = min(8, os.cpu_count() or 1)

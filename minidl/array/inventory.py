@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy
 
 from minidl.array import cache, compiler, cudnn
-from minidl.array.device import cupy_module, use_device
+from minidl.array.device import cupy_module, nccl_module, use_device
 from minidl.array.errors import DeviceError
 from minidl.array.threads import openblas
 
@@ -66,7 +66,7 @@ def versions() -> dict[str, str | None]:
             found["CuPy"] = cupy.__version__
             found["CUDA runtime"] = asked(cuda.runtime.runtimeGetVersion, 1000, 10)
             found["CUDA driver"] = asked(cuda.runtime.driverGetVersion, 1000, 10)
-            found["NCCL"] = asked(lambda: cuda.nccl.get_version(), 10000, 100, 1)
+            found["NCCL"] = asked(lambda: nccl_module().get_version(), 10000, 100, 1)
     return found
 
 
