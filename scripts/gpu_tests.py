@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 105  # for all of them, which is less than the section has
 NOTHING = 5  # pytest's exit status where no test was asked for
+PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-rfE", "--tb=short"]
+PYTEST += ["-p", "no:cacheprovider"]  # -vv: setup.cfg asks for less, a line a test
 
 
 def tests(xp, quick: bool) -> Iterator[dict]:
@@ -26,8 +28,7 @@ def tests(xp, quick: bool) -> Iterator[dict]:
             note = f"{package} is not installed: the tests were passed over"
             yield {"name": "pytest -m gpu", "ok": None, "note": note}
             return
-    line = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-rfE", "--tb=short"]
-    line += ["-p", "no:cacheprovider", *["-x"] * quick]
+    line = [*PYTEST, *["-x"] * quick]
     files = sorted(map(str, (ROOT / "tests").glob("test_*.py")))
     parts = min(8, os.cpu_count() or 1)
     yield from run([[*line, *files[k::parts]] for k in range(parts)])

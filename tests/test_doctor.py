@@ -155,6 +155,13 @@ def test_versions_and_memory_as_cupy_tells_them(stand_in, monkeypatch):
     assert doctor.versions()["CUDA driver"] is None
 
 
+def test_the_version_of_nccl(monkeypatch):
+    nccl = SimpleNamespace(get_version=lambda: 22809)
+    for module, version in ((nccl, "2.28.9"), (None, None)):
+        monkeypatch.setattr(inventory, "nccl_module", lambda module=module: module)
+        assert doctor.versions()["NCCL"] == version
+
+
 def test_versions_as_they_are_written():
     assert inventory.dotted(12090, 1000, 10) == "12.9"
     assert inventory.dotted(13020, 1000, 10) == "13.2"

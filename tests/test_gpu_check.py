@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -93,6 +94,14 @@ def test_ranks_communicate(scripts):
     rows = list(scripts.communication.communication(np, True))
     assert len(rows) > 40 and all(row["ok"] is not False for row in rows)
     assert {row["name"].partition(":")[0] for row in rows} == {"MPI, 2 ranks"}
+
+
+def test_an_mpi_that_is_missing_is_named(scripts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
+    (row,) = scripts.communication.communication(np, True)
+    assert row["ok"] is None and "passed over: ModuleNotFound" in row["note"]
+    if find_spec("mpi4py") is not None:
+        assert "mpi4py.MPI" in row["note"]
 
 
 def test_a_job_that_fails_is_a_row(scripts, monkeypatch):
@@ -217,6 +226,15 @@ def test_what_pytest_says_is_understood(scripts):
     closing, failure = scripts.tests.outcome(output, None)
     assert not closing["ok"] and "1 passed, not done" in closing["name"]
     assert failure["name"] == "tests/test_a.py::test_c"
+
+
+def test_what_pytest_had_done_is_counted(scripts, tmp_path):
+    file = tmp_path / "test_it.py"
+    file.write_text("import pytest\n@pytest.mark.gpu\ndef test_it(): pass\n")
+    line = [*scripts.tests.PYTEST, "-c", scripts.tests.ROOT / "setup.cfg", file]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    (row,) = scripts.tests.outcome(done.stdout, None)
+    assert "1 passed, not done" in row["name"], done.stdout
 
 
 def test_pytest_runs_in_several_processes(scripts, monkeypatch):

@@ -28,7 +28,6 @@ def test_pytorch_runs(scripts):
         data = build, images, labels, 1, layout
         for precision in ("fp32", "tf32", "bf16"):
             assert scripts.steps.torch_time(np, torch, *data, precision) > 0
-    tf32 = scripts.benchmarks.tf32_in
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     for allowed in (True, False):
         with scripts.benchmarks.tf32_in(torch, allowed):
