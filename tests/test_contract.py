@@ -185,11 +185,12 @@ def signature(theirs):
 
 
 def is_public(schema) -> bool:
-    """A form that Python offers: for tensors, writing into none."""
+    """A form that Python offers: for tensors, writing into none, dims by number."""
     text = str(schema)
     if schema.arguments[0].name == "a" or schema.overload_name in ("Scalar", "padding"):
         return False
-    return "Tensor" in text and "!" not in text and "Dimname" not in text
+    named = any("dim" in a.name and "str" in str(a.type) for a in schema.arguments)
+    return "Tensor" in text and "!" not in text and not named
 
 
 def of_schema(schema):
