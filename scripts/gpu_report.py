@@ -14,6 +14,7 @@ from pathlib import Path
 
 import minidl
 from minidl.array.device import cupy_module
+from minidl.distributed.launch import code_digest
 
 PEERS = "numpy cupy ml_dtypes pytest hypothesis mpi4py torch jax".split()
 
@@ -35,7 +36,7 @@ def environment(root: Path) -> dict:
         "nvrtc": asked(lambda: ".".join(map(str, cuda.nvrtc.getVersion()))),
         "python": platform.python_version(),
         **{name: installed(name) for name in PEERS},
-        "minidl": minidl.__version__,
+        "minidl": f"{minidl.__version__} ({code_digest(Path(minidl.__file__).parent)})",
         "commit": output_of("git", "-C", str(root), "rev-parse", "HEAD"),
         "changed_files": changed(root),
         "cpus": os.cpu_count(),
@@ -87,7 +88,8 @@ def headline(environment: dict) -> str:
     text = (
         f"{environment['gpu']}, driver {environment['driver']}, "
         f"CUDA {environment['cuda_runtime']}, CuPy {environment['cupy']}, "
-        f"NumPy {environment['numpy']}, minidl {environment['commit']}"
+        f"NumPy {environment['numpy']}, "
+        f"minidl {environment['commit'] or environment['minidl']}"  # a copy without git
     )
     if missing:
         text += f"\nnot installed, and passed over: {', '.join(missing)}"
@@ -113,7 +115,8 @@ def summary(name: str, rows: list[dict]) -> str:
     failed = [row for row in checks if not row["ok"]]
     text = f"{name}: {len(checks) - len(failed)} of {len(checks)} checks passed"
     if not checks:
-        text = f"{name}: measured"
+        notes = all("note" in row for row in rows)
+        text = f"{name}: {'passed over' if notes else 'measured'}"
     worst = max(checks, key=share_of_tolerance, default=None)
     if worst is not None and share_of_tolerance(worst):
         text += (

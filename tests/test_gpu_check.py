@@ -147,6 +147,10 @@ def test_the_report(scripts, tmp_path):
     assert "All checks passed." in text and "1 of 1 checks passed" in text
     assert "| Adam | 0.1635 | 0.91 |  |" in text and "no room" in text
     assert "passed over: mpi4py, torch, jax" in scripts.report.headline(ENVIRONMENT)
+    copy = ENVIRONMENT | {"commit": None, "minidl": "0.1 (a code)"}
+    assert "minidl 0.1 (a code)" in scripts.report.headline(copy)
+    nothing = [{"name": "ranks", "ok": None, "note": "no MPI"}]
+    assert "x: passed over\n" in scripts.report.summary("x", nothing)
 
 
 @pytest.mark.parametrize("failure", [BAD, WRONG])
