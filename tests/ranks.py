@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,12 +38,16 @@ def find_mpiexec():
     return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
+@cache
 def why_no_ranks():
     """A sentence on what is missing for MPI tests, or None."""
     if importlib.util.find_spec("mpi4py") is None:
         return 'mpi4py is not installed: pip install "minidl[mpi]"'
     if find_mpiexec() is None:
         return 'no mpiexec found: pip install "minidl[mpi]"'
+    code = "import mpi4py; mpi4py.rc.initialize = False; import mpi4py.MPI"
+    if subprocess.run([sys.executable, "-c", code], capture_output=True).returncode:
+        return 'mpi4py finds no MPI library: pip install "minidl[mpi]"'
 
 
 def environment(**extra):
