@@ -1,5 +1,7 @@
 """Collectives of arrays on GPUs, by NCCL and by MPI, on stand-ins for CuPy and NCCL."""
 
+import sys
+
 import numpy as np
 import pytest
 from gpu_ranks import passed, ranks, run
@@ -148,3 +150,17 @@ def every_check(c):
 )
 def test_collectives(way, n):
     passed(run(n, every_check, way), n)
+
+
+def leave(c):
+    from stand_in import cupy as xp
+
+    close(c.all_reduce(xp.full(3, 2.0), "avg"), np.full(3, 2.0))
+    print("passed\n", end="", flush=True)
+    sys.exit()
+
+
+@ranks
+def test_ranks_that_end_leave_nccl_first():
+    """A thread cannot be started any more when Python 3.12 ends."""
+    passed(run(2, leave), 2)

@@ -13,6 +13,7 @@ added, in an order that NCCL chooses by size and network. And of a NaN and a num
 
 import threading
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 from minidl.array.device import array_module, device_of, nccl_module
 from minidl.array.errors import DistributedError
@@ -32,6 +33,7 @@ class NCCL:
         self._nccl = nccl_module()
         self._lane = Lane(device)
         self._watch = Watch(communicator, peers, self._lane.device)
+        self._last = LastCall()
         start = Work(communicator, Call("start NCCL"))
         launch = Launch(start.call, start.number, ())
         self._watch.add(launch)
@@ -136,12 +138,12 @@ class NCCL:
     def close(self) -> None:
         """End NCCL; every rank does, with nothing under way."""
         self._watch.close()
-        bounded(self._handle.destroy, LAST_SECONDS)
+        self._last.make(self._handle.destroy, LAST_SECONDS)
 
     def abort(self) -> None:
         """End NCCL with what is under way."""
         self._watch.check = None
-        bounded(self._handle.abort, 1.0)
+        self._last.make(self._handle.abort, 1.0)
 
     def _issue(self, call, arrays, launch, then=None):
         """A Work; `launch(stream)` calls NCCL."""
@@ -186,8 +188,19 @@ class NCCL:
         return getattr(self._nccl, f"NCCL_{op.upper()}")
 
 
-def bounded(function, seconds):
-    """Call what may never return, for so long at most."""
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    thread.join(seconds)
+class LastCall:
+    """One call of what may never return, on a thread that waits for it from the start:
+    while Python ends it starts no more."""
+
+    def __init__(self):
+        self._given = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def make(self, function, seconds):
+        """Wait for it, so long at most; of two calls only the first is made."""
+        self._given.put(function)
+        self._thread.join(seconds)
+
+    def _run(self):
+        self._given.get()()
