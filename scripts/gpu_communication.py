@@ -2,6 +2,7 @@
 
 Each job runs in processes of its own, with a time limit: one that hangs costs itself
 alone. `python scripts/gpu_communication.py BACKEND DEVICE QUICK` is one rank of a job.
+An MPI that is only unpacked serves too: mpiexec on PATH, the library MPI4PY_LIBMPI.
 """
 
 import json
@@ -31,7 +32,9 @@ from minidl.array.device import (  # noqa: E402
     to_numpy,
     use_device,
 )
+from minidl.array.errors import DependencyError  # noqa: E402
 from minidl.distributed.gpus import SHARED_NCCL  # noqa: E402
+from minidl.distributed.launch import Launch, import_mpi  # noqa: E402
 from minidl.nn import functional as F  # noqa: E402
 
 SECONDS = 25  # for a job
@@ -53,8 +56,10 @@ DTYPES |= {} if bfloat16 is None else {"bfloat16": 2e-2}
 
 def communication(xp, quick: bool) -> Iterator[dict]:
     """Jobs of several ranks; with NumPy in CuPy's place, those on host arrays."""
-    if missing := why_no_mpi():
-        note = f"ranks were passed over: {missing}"
+    try:
+        import_mpi(Launch("gpu_check", 0, 2))
+    except DependencyError as error:
+        note = " ".join(f"ranks were passed over: {error.__cause__}".split())
         yield {"name": "communication", "ok": None, "note": note}
         return
     device = "cpu" if xp is np else "gpu"
@@ -84,18 +89,6 @@ def nccl_jobs(quick: bool) -> Iterator[dict]:
         return
     command, more = [mpiexec, "-n", "2"], SHARED if count < 2 else {}
     yield from job(name, command, "nccl", "gpu", quick, more)
-
-
-def why_no_mpi() -> str | None:
-    """What mpi4py lacks, itself or an MPI library, without starting that."""
-    try:
-        import mpi4py
-
-        mpi4py.rc.initialize = mpi4py.rc.finalize = False
-        import mpi4py.MPI  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # the latter: there is no library
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return None
 
 
 def find_mpiexec() -> str | None:
@@ -184,19 +177,15 @@ def collectives(ranks, device: str, quick: bool) -> Iterator[dict]:
 
 def training(ranks, device: str, quick: bool) -> Iterator[dict]:
     """The weights of several ranks against those of one, in NumPy."""
-    for name, rule in {"SGD": sgd, "ShardedAdam": sharded_adam}.items():
+    rules = {
+        "SGD": lambda own, _: optim.SGD(own, lr=0.1),
+        "ShardedAdam": lambda own, to: distributed.ShardedAdam(own, lr=1e-2, model=to),
+    }
+    for name, rule in rules.items():
         wanted = trained(distributed.Alone(), "cpu", rule)
         got = trained(ranks, device, rule)
         error = max(norm_error(got[key], wanted[key]) for key in wanted)
         yield worst(ranks, f"weights after 5 steps of {name}", error, 1e-9)
-
-
-def sgd(parameters, parallel):
-    return optim.SGD(parameters, lr=0.1)
-
-
-def sharded_adam(parameters, parallel):
-    return distributed.ShardedAdam(parameters, lr=1e-2, model=parallel)
 
 
 def trained(ranks, device: str, rule) -> dict:

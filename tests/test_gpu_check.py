@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -99,9 +98,8 @@ def test_ranks_communicate(scripts):
 def test_an_mpi_that_is_missing_is_named(scripts, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
     (row,) = scripts.communication.communication(np, True)
-    assert row["ok"] is None and "passed over: ModuleNotFound" in row["note"]
-    if find_spec("mpi4py") is not None:
-        assert "mpi4py.MPI" in row["note"]
+    assert row["ok"] is None and "passed over" in row["note"]
+    assert "mpi4py" in row["note"]
 
 
 def test_a_job_that_fails_is_a_row(scripts, monkeypatch):
