@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy
 
-from .cuda_norm import Channels
+from .cuda_channels import Channels
 from .cuda_norm_source import MOMENTS
+from .cuda_norm_source import SOURCE as OVER_CHANNELS
 from .cuda_source import contiguous, empty, types_of
 from .cuda_teams import launch
 from .device import Array
@@ -175,6 +176,6 @@ def _parameter_sums(g, x, mean, var, walk, first, shape, eps) -> list:
     channels = Channels(*sizes, x.dtype, g, x)
     shares = channels.partial(2)
     group = channels.integer(group)
-    channels.launch("sums", (g, x, mean, var, shares), group, float(eps))
+    channels.launch(OVER_CHANNELS, "sums", (g, x, mean, var, shares), group, float(eps))
     plain, along = shares.sum(axis=0).T
     return [along.reshape(shape), plain.reshape(shape)]
