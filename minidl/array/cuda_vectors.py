@@ -103,7 +103,7 @@ def source(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, lines: list) -> 
         parameters.append(f"{kind} _{name}")
         values.append(f"const T v_{name} = (T){'' if dtype is None else '*'}_{name};")
     if kernel.body.uses_index:
-        first.append("T v_index = (T)(here + k);")
+        first.append("T v_index = (T)(here | k);")  # here is a multiple of N
     return _SOURCE.format(
         headers=headers(*dtypes.values(), *filter(None, scalars.values())),
         preamble=PREAMBLE,
