@@ -1,6 +1,6 @@
 """Machine code of CUDA kernels, read without a GPU: what registers and memory they use.
 
-    kernels(cubin)["minidl_adam"].moves -> Counter({"load 16": 4, "store 16": 3, ...})
+    kernels(cubin)["minidl_adam"].loads -> Counter({16: 4, 4: 20})
 
 A cubin is an ELF file. Of each kernel it says how many registers and how much of a
 stack a thread has; instructions of sm_70 to sm_90 have 16 bytes, whose lowest twelve
@@ -13,12 +13,7 @@ from typing import NamedTuple
 
 import stand_in_functions
 
-OPERATIONS = {  # LDG STG LDL STL
-    0x981: "load",
-    0x986: "store",
-    0x983: "load local",
-    0x387: "store local",
-}
+LOAD, STORE = 0x981, 0x986  # of global memory
 BYTES = (1, 1, 2, 2, 4, 8, 16, 16)
 REGISTERS, FRAME = 0x2F, 0x11  # notes of section .nv.info: (symbol, number)
 THREADS, FILE = 2048, 65536  # of a multiprocessor of an H200: threads and registers
@@ -28,8 +23,9 @@ class Code(NamedTuple):
     """What a kernel's machine code needs, and how it reaches memory."""
 
     registers: int
-    frame: int  # bytes of a thread's stack
-    moves: Counter  # "load 16": loads of 16 bytes from global memory
+    frame: int  # bytes of a thread's stack, which are its local memory
+    loads: Counter  # {bytes: how many instructions} from global memory
+    stores: Counter
 
     def resident(self, block: int) -> int:
         """Threads that a multiprocessor can have at once, as far as registers go."""
@@ -67,13 +63,16 @@ def kernels(cubin: bytes) -> dict[str, Code]:
     for title, section in found.items():
         if title.startswith(".text."):
             name, (at, size) = title[6:], section[4:6]
-            body = struct.iter_unpack("<QQ", cubin[at : at + size])
             moves = Counter(
-                f"{OPERATIONS[low & 0xFFF]} {BYTES[high >> 9 & 7]}"
-                for low, high in body
-                if low & 0xFFF in OPERATIONS
+                (low & 0xFFF, BYTES[high >> 9 & 7])
+                for low, high in struct.iter_unpack("<QQ", cubin[at : at + size])
             )
-            result[name] = Code(notes[name, REGISTERS], notes[name, FRAME], moves)
+            loads, stores = (
+                Counter({width: moves[kind, width] for k, width in moves if k == kind})
+                for kind in (LOAD, STORE)
+            )
+            registers, frame = notes[name, REGISTERS], notes[name, FRAME]
+            result[name] = Code(registers, frame, loads, stores)
     return result
 
 
