@@ -9,7 +9,7 @@ from math import gcd, prod
 
 import numpy
 
-from .cuda_source import VECTOR, aligned, blocks, empty, function, types_of
+from .cuda_source import PACKS, aligned, blocks, empty, function, types_of
 from .device import Array
 
 BLOCK = 256  # threads
@@ -69,24 +69,10 @@ def whole(source: str) -> str:
 
 
 SOURCE = (
-    VECTOR
+    PACKS
     + """
-#define INLINE __device__ static inline
 #define MEMBERS (BLOCK / LANES)
 #define STEP (MEMBERS * (VECTOR / OWN))
-#define UNROLLED(n, count) _Pragma("unroll") for (int n = 0; n < (count); ++n)
-typedef Vector<S, VECTOR> Some;
-// what lies in registers until it is used, two halves to a register
-template <bool words> struct Word { typedef unsigned type; };
-template <> struct Word<false> { typedef S type; };
-typedef Word<sizeof(Some) % 4 == 0>::type W;
-typedef Vector<W, sizeof(Some) / sizeof(W)> Packed;
-INLINE Some unpacked(Packed p) { Some s; memcpy(&s, &p, sizeof s); return s; }
-INLINE void store(S* to, Some s) {
-    Packed p;
-    memcpy(&p, &s, sizeof p);
-    *(Packed*)to = p;
-}
 // v of OWN channels joined over the threads that have them, in a fixed order
 template <class V> INLINE void join(V* v) {
     __shared__ V parts[BLOCK];
