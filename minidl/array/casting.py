@@ -20,6 +20,7 @@ def cast(array: Array, dtype) -> Array:
     if type(array) is numpy.ndarray and _HALF in both and numpy.float32 in both:
         return _convert(array, out=numpy.empty(array.shape, dtype))
     if on_gpu(array) and all(x in _REAL for x in both):
-        return _convert(array, out=array_module(array).empty_like(array, dtype))
+        with array.device:
+            return _convert(array, out=array_module(array).empty_like(array, dtype))
     with numpy.errstate(all="ignore"):
         return array.astype(dtype)
