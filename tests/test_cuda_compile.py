@@ -69,12 +69,16 @@ def cuda_source(kernel, dtypes, scalars, name, ndim=1):
     )
 
 
-def compile_cuda(source, architecture, method="cubin", options=OPTIONS):
-    """The machine code (or, with method "ptx", its text) by NVRTC."""
+def compile_cuda(source, architecture, method="cubin", options=OPTIONS, raw=False):
+    """The machine code (or, with method "ptx", its text) by NVRTC.
+
+    `raw` is a source that gets none of CuPy's headers but those that it asks for.
+    """
     from cupy._core import core
     from cupy.cuda import compiler
 
-    headers = "".join(f"#include <{name}>\n" for name in core._cupy_header_list)
+    names = [] if raw else core._cupy_header_list
+    headers = "".join(f"#include <{name}>\n" for name in names)
     options = (
         *core.assemble_cupy_compiler_options(()),
         "-ftz=true",
@@ -86,7 +90,7 @@ def compile_cuda(source, architecture, method="cubin", options=OPTIONS):
     return program.compile(options)[0]
 
 
-def compile_together(sources, architectures=("sm_80", "sm_90")):
+def compile_together(sources, architectures=("sm_80", "sm_90"), raw=False):
     """Compile all for each architecture: most of the time goes into the headers."""
     headers, bodies = {}, []
     for source in sources:
@@ -95,7 +99,7 @@ def compile_together(sources, architectures=("sm_80", "sm_90")):
         body = "\n".join(x for x in lines if not x.startswith("#include"))
         bodies.append(f"namespace n{len(bodies)} {{\n{body}\n}}")
     for architecture in architectures:
-        yield compile_cuda("\n".join([*headers, *bodies]), architecture)
+        yield compile_cuda("\n".join([*headers, *bodies]), architecture, raw=raw)
 
 
 @pytest.fixture(scope="session")

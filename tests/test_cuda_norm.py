@@ -5,8 +5,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl.array import cuda_layer_norm, cuda_norm_source, cuda_teams
-from minidl.array.cuda_source import source_of, types_of
 from minidl.array.device import bfloat16
 from minidl.array.standardize import (
     rescale,
@@ -16,7 +14,6 @@ from minidl.array.standardize import (
 )
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
-from test_cuda_compile import compile_cuda, nvrtc  # noqa: E402, F401
 
 TOLERANCE = {8: 1e-11, 4: 2e-5, 2: 2e-2}
 HALF = bfloat16 or "float16"
@@ -190,18 +187,3 @@ def test_a_nan_stays_in_its_channel(cupy):
     x[1, 1, 2, 3] = np.nan
     y = standardize(cupy.asarray(x), None, None, (0, 2, 3), 0.0, True)[0].get()
     assert np.isnan(y[:, 1]).all() and np.isfinite(y[:, ::2]).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_the_kernels_compile(nvrtc, architecture):  # noqa: F811
-    for dtype, vector in (("float32", 4), ("float64", 1), ("float16", 8), (HALF, 1)):
-        types = types_of(np.empty(0, dtype))
-        types += (("P", np.dtype("float32")),)
-        for lanes in (1, 32):
-            numbers = (("BLOCK", 256), ("LANES", lanes), ("VECTOR", vector))
-            code = source_of(cuda_norm_source.SOURCE, types, numbers)
-            assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"
-        text = cuda_teams.SOURCE + cuda_layer_norm._SOURCE
-        code = source_of(text, types, (("TEAM", 256), ("VECTOR", vector)))
-        assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"

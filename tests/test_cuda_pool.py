@@ -5,18 +5,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl.array import cuda_pool, pooling
-from minidl.array.cuda_source import source_of, types_of
+from minidl.array import pooling
 from minidl.array.device import bfloat16
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
-from test_cuda_compile import compile_cuda, nvrtc  # noqa: E402, F401
 
 HALF = bfloat16 or "float16"
-once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+once = settings(
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 WINDOWS = st.sampled_from(  # kernel, stride, padding, dilation
     [
         ((2, 2), (2, 2), (0, 0), (1, 1)),
+        ((5, 4), (1, 3), (2, 1), (1, 1)),
         ((3, 2), (1, 2), (1, 1), (2, 1)),
         ((3, 3), (2, 1), (1, 0), (1, 3)),
         ((3,), (2,), (1,), (1,)),
@@ -67,7 +68,7 @@ def same(got, want, dtype):
     st.sampled_from(["float32", "float64", HALF]),
     st.booleans(),
     st.booleans(),
-    st.integers(7, 9),
+    st.sampled_from([7, 8]),
 )
 def test_max_pooling(stand_in, cupy, window, dtype, last, ceil, size):
     draw = np.random.default_rng(size)
@@ -95,7 +96,7 @@ def test_max_pooling(stand_in, cupy, window, dtype, last, ceil, size):
     st.sampled_from(["float32", "float64", HALF]),
     st.booleans(),
     st.sampled_from([(True, None), (False, None), (True, 5)]),
-    st.integers(7, 9),
+    st.sampled_from([7, 8]),
 )
 def test_average_pooling(stand_in, cupy, window, dtype, last, how, size):
     draw = np.random.default_rng(size)
@@ -119,15 +120,3 @@ def test_what_is_empty_or_whole(cupy):
     assert y.get().tolist() == [[[3, 4]]]
     with pytest.raises(ValueError, match="zero"):
         pooling.avg_pool_forward(cupy.ones((1, 1, 4)), *window[:3], False, True, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_the_kernels_compile(nvrtc, architecture):  # noqa: F811
-    names = "TAPS", "STRIDES", "PADDINGS", "DILATIONS"
-    numbers = tuple(
-        zip(names, ("1, 3, 3", "1, 2, 2", "0, 1, 1", "1, 1, 2"), strict=True)
-    )
-    for dtype in ("float32", "float64", "float16", HALF):
-        code = source_of(cuda_pool._SOURCE, types_of(np.empty(0, dtype)), numbers)
-        assert compile_cuda(code, architecture, options=())[1:4] == b"ELF"

@@ -82,7 +82,7 @@ def test_the_numbers_are_made_of_the_words(xp):
     got = integers(-7, 12, 200, generator=Generator(seed), **where)
     assert got.tolist() == [-7 + (19 * int(w) >> 64) for w in both]
     got = bernoulli(200, 0.25, "f4", generator=Generator(seed), **where)
-    assert got.tolist() == [float(w < 2**30) for w in word[0]]
+    assert got.tolist() == [float(w < 2**30) for w in word.T.reshape(-1)[:200]]
     got = permutation(200, generator=Generator(seed), **where)
     assert got.tolist() == numpy.argsort(both).tolist()
     u, v = (word[0] + 0.5) / 2.0**32, word[1] / 2.0**32

@@ -15,13 +15,13 @@ NumPy, arranged so that everything stays in cache, and hands batches on to
 
 import numpy as np
 
-from minidl.array import channel_sums, cudnn
+from minidl.array import channel_sums, cuda_channel_sums, cudnn
 from minidl.array import convolution_columns as columns
 from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
 from minidl.array.casting import cast
 from minidl.array.device import array_module
-from minidl.array.rectifier import rectify, rectify_gradient
+from minidl.array.rectifier import rectify
 from minidl.array.windows import Array, Sizes, output_size
 
 
@@ -162,8 +162,7 @@ def conv_bias_gradient(gy: Array, out: Array | None = None) -> Array:
     """gb, the sum of gy (N, K, *out) over all but K; `out` may be used for it."""
     if array_module(gy) is np:
         return (sweep.bias_gradient(gy) or channel_sums.bias_gradient(gy))[1]
-    same = out is not None and out.dtype == gy.dtype
-    return gy.sum((0, *range(2, gy.ndim)), out=out if same else None)
+    return _summed_on_gpu(gy, None, out)[1]
 
 
 def conv_rectified_gradient(
@@ -173,8 +172,15 @@ def conv_rectified_gradient(
     which `out` may be used."""
     if array_module(gy) is np:
         return sweep.bias_gradient(gy, y) or channel_sums.bias_gradient(gy, y)
-    g = rectify_gradient(gy, y)
-    return g, conv_bias_gradient(g, out)
+    return _summed_on_gpu(gy, y, out)
+
+
+def _summed_on_gpu(gy, y, out):
+    if not gy.size:
+        return gy, array_module(gy).zeros(gy.shape[1], gy.dtype)
+    same = out is not None and out.dtype == gy.dtype
+    g, gb = cuda_channel_sums.bias_gradient(gy, y, out if same else None)
+    return g, gb.astype(gy.dtype, copy=False)
 
 
 def _is_half(array) -> bool:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy
 
-from .cuda_norm import Channels
+from .cuda_channels import Channels
 from .cuda_norm_source import MOMENTS
-from .cuda_source import contiguous, empty, types_of
+from .cuda_norm_source import SOURCE as OVER_CHANNELS
+from .cuda_source import aligned, contiguous, empty, types_of
 from .cuda_teams import launch
 from .device import Array
 
@@ -16,6 +17,13 @@ _SOURCE = (
     MOMENTS
     + """
 #define PARAMETER(p, j) (T)(p)[row % period * size + (span == 1 ? (j) : (j) / span)]
+// of the pack at j, read as packs where each position has its own
+typedef Vector<P, VECTOR> Own;
+#define PARAMETERS(to, p, j)                                            \\
+    if (span == 1) {                                                    \\
+        const Own own = *(const Own*)(p + row % period * size + j);     \\
+        LANES(n) to[n] = (T)own.at[n];                                  \\
+    } else LANES(n) to[n] = PARAMETER(p, j + n);
 struct Scattered : Moments {
     __device__ Scattered joined(Scattered other) const {
         return {Moments::joined(other)};
@@ -31,8 +39,9 @@ extern "C" __global__ void standardize_rows(
 ) {
     const I row = ROW, at = row * length, count = row < rows ? length : 0;
     Gathering mine = {};
-    EACH(j, count) {
-        const Some v = load(x + at + j);
+    Packed xs[AHEAD];
+    EACH(AHEAD, u, j, count, load(xs, x + at, first, count)) {
+        const Some v = unpacked(xs[u]);
         LANES(k) mine.add((T)v.at[k]);
     }
     const Moments all = team(Scattered{mine.done()});
@@ -41,13 +50,14 @@ extern "C" __global__ void standardize_rows(
     if (!centred) var += all.mean * all.mean;
     const T root = 1 / sqrt(var + (T)eps);
     if (count && LANE == 0) means[row] = mean, vars[row] = var;
-    EACH(j, count) {
-        Some v = load(x + at + j);
+    EACH(AHEAD, u, j, count, load(xs, x + at, first, count)) {
+        Some v = unpacked(xs[u]);
+        T scale[VECTOR], shift[VECTOR] = {};
+        if (w) PARAMETERS(scale, w, j)
+        if (b) PARAMETERS(shift, b, j)
         LANES(k) {
-            T scale = root, shift = 0;
-            if (w) scale *= PARAMETER(w, j + k);
-            if (b) shift = PARAMETER(b, j + k);
-            v.at[k] = (S)(((T)v.at[k] - mean) * scale + shift);
+            const T factor = w ? root * scale[k] : root;
+            v.at[k] = (S)(((T)v.at[k] - mean) * factor + shift[k]);
         }
         store(y + at + j, v);
     }
@@ -64,11 +74,14 @@ extern "C" __global__ void rows_gradient(
     const T root = count ? 1 / sqrt(vars[row] + (T)eps) : T(0);
     const P* inside = gws ? nullptr : w;
     T along = 0, offset = 0;
-    EACH(j, count) {
-        const Some a = load(g + at + j), v = load(x + at + j);
+    Packed gs[TWO], xs[TWO];
+    EACH(TWO, u, j, count, load(gs, g + at, xs, x + at, first, count)) {
+        const Some a = unpacked(gs[u]), v = unpacked(xs[u]);
+        T scale[VECTOR];
+        if (inside) PARAMETERS(scale, inside, j)
         LANES(k) {
             T h = (T)a.at[k];
-            if (inside) h *= PARAMETER(inside, j + k);
+            if (inside) h *= scale[k];
             offset += h;
             along += h * (((T)v.at[k] - mean) * root);
         }
@@ -76,17 +89,19 @@ extern "C" __global__ void rows_gradient(
     along = team_sum(along);
     offset = team_sum(offset);
     if (gws && count && LANE == 0) gws[row] = along, gbs[row] = offset;
-    const T scale = gws && w && count ? root * PARAMETER(w, 0) : root;
+    const T last = gws && w && count ? root * PARAMETER(w, 0) : root;
     along /= length;
     offset = centred ? offset / length : T(0);
-    EACH(j, count) {
-        Some a = load(g + at + j);
-        const Some v = load(x + at + j);
+    EACH(TWO, u, j, count, load(gs, g + at, xs, x + at, first, count)) {
+        Some a = unpacked(gs[u]);
+        const Some v = unpacked(xs[u]);
+        T scale[VECTOR];
+        if (inside) PARAMETERS(scale, inside, j)
         LANES(k) {
             T h = (T)a.at[k];
-            if (inside) h *= PARAMETER(inside, j + k);
+            if (inside) h *= scale[k];
             const T d = ((T)v.at[k] - mean) * root;
-            a.at[k] = (S)((h - offset - d * along) * scale);
+            a.at[k] = (S)((h - offset - d * along) * last);
         }
         store(gx + at + j, a);
     }
@@ -130,7 +145,7 @@ def forward(x: Array, w, b, dims, eps: float, centred: bool) -> tuple | None:
     x = contiguous(x)
     _, (_, wide), (_, integer) = types_of(x)
     kind = next((p.dtype for p in (w, b) if p is not None), x.dtype)
-    w, b = (0 if p is None else contiguous(p, kind) for p in (w, b))
+    w, b = (_parameter(p, kind) for p in (w, b))
     shape = (*x.shape[:first], *[1] * len(dims))
     y = empty(x.shape, x.dtype)
     mean, var = (empty(shape, wide) for _ in range(2))
@@ -150,7 +165,8 @@ def backward(g: Array, x: Array, w, mean, var, dims, eps: float, centred: bool):
         return None
     g, x = contiguous(g, x.dtype), contiguous(x)
     _, (_, wide), (_, integer) = types_of(x)
-    kind, w = (x.dtype, 0) if w is None else (w.dtype, contiguous(w))
+    kind = x.dtype if w is None else w.dtype
+    given, w = w, _parameter(w, kind)
     gx, gw, gb = empty(x.shape, x.dtype), 0, 0
     if walk.size == 1:
         gw, gb = (empty(mean.shape, wide) for _ in range(2))
@@ -159,8 +175,16 @@ def backward(g: Array, x: Array, w, mean, var, dims, eps: float, centred: bool):
     sizes, types = (mean.size, prod(x.shape[first:]), 1), (("P", kind),)
     launch(_SOURCE, "rows_gradient", *sizes, (g, x, gx), rest, types)
     if walk.size > 1:
-        gw, gb = _parameter_sums(g, x, mean, var, walk, first, w.shape, eps)
+        gw, gb = _parameter_sums(g, x, mean, var, walk, first, given.shape, eps)
     return gx, gw, gb
+
+
+def _parameter(p: Array | None, kind):
+    """An array of that type that can be read as packs; 0 is the null pointer."""
+    if p is None:
+        return 0
+    p = contiguous(p, kind)
+    return p if aligned(p) else p.copy()
 
 
 def _parameter_sums(g, x, mean, var, walk, first, shape, eps) -> list:
@@ -175,6 +199,6 @@ def _parameter_sums(g, x, mean, var, walk, first, shape, eps) -> list:
     channels = Channels(*sizes, x.dtype, g, x)
     shares = channels.partial(2)
     group = channels.integer(group)
-    channels.launch("sums", (g, x, mean, var, shares), group, float(eps))
+    channels.launch(OVER_CHANNELS, "sums", (g, x, mean, var, shares), group, float(eps))
     plain, along = shares.sum(axis=0).T
     return [along.reshape(shape), plain.reshape(shape)]

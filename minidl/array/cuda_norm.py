@@ -1,60 +1,16 @@
 """Normalisation over the channels of (A, K, B) on a GPU: two launches each way.
 
 The first launch sums up shares of every channel, the second joins the shares and
-computes the result; where there is nothing to sum up it is the only one. A block has
-one channel, or, where B is 1, 32 neighbouring ones.
+computes the result; where there is nothing to sum up it is the only one.
 """
-
-from math import prod
 
 import numpy
 
+from .cuda_channels import Channels, sizes_of
 from .cuda_layout import in_memory, like_that, usual
 from .cuda_norm_source import SOURCE
-from .cuda_source import (
-    aligned,
-    blocks,
-    contiguous,
-    empty,
-    function,
-    types_of,
-)
+from .cuda_source import contiguous, empty
 from .device import Array
-
-BLOCK = 256  # threads
-BLOCKS = 1024  # enough of them to keep every multiprocessor busy
-
-
-class Channels:
-    """How arrays of shape (A, K, B), equal in memory, are shared out to blocks."""
-
-    def __init__(self, A: int, K: int, B: int, parameter: numpy.dtype, *arrays):
-        dtype = arrays[0].dtype
-        vector = 16 // dtype.itemsize
-        if B % vector or not aligned(*arrays):
-            vector = 1
-        lanes = 32 if B == 1 else 1
-        self.across = blocks(K, lanes)
-        most = blocks(A * B, 4 * vector * BLOCK // lanes)
-        shares = max(1, min(most, blocks(BLOCKS, self.across)))
-        share = blocks(blocks(A * B, shares), vector) * vector
-        self.shares, self.channels = blocks(A * B, share), K
-        types = types_of(arrays[0])
-        self.wide, integer = types[1][1], types[2][1].type
-        self.sizes = tuple(map(integer, (A, K, B, share)))
-        self.integer = integer
-        self.types = (*types, ("P", parameter))
-        self.numbers = ("BLOCK", BLOCK), ("LANES", lanes), ("VECTOR", vector)
-
-    def launch(self, name: str, arrays: tuple, *rest) -> None:
-        """Run the kernel, which takes the arrays, the sizes and the rest."""
-        kernel = function(SOURCE, self.types, self.numbers, name)
-        args = (*arrays, *self.sizes, *rest)
-        kernel((self.across, self.shares), (BLOCK,), args)
-
-    def partial(self, numbers: int) -> Array:
-        """Memory for so many numbers of each channel's shares."""
-        return empty((self.shares, self.channels, numbers), self.wide)
 
 
 def forward(x: Array, w, b, dims, eps: float, given=None) -> tuple | None:
@@ -65,16 +21,18 @@ def forward(x: Array, w, b, dims, eps: float, given=None) -> tuple | None:
     if not _serves(x, (w, b), dims):
         return None
     x, last = in_memory(x)
-    channels = Channels(*_sizes(x, last), _kind(x, w, b), x)
+    channels = Channels(*sizes_of(x, last), _kind(x, w, b), x)
     w, b = (_parameter(p, channels) for p in (w, b))
     y, shares, count = empty(x.shape, x.dtype), 0, numpy.int32(0)
     if given is None:
         mean, var = (empty(_shape(x, last), channels.wide) for _ in range(2))
         shares, count = channels.partial(3), numpy.int32(channels.shares)
-        channels.launch("moments", (x, shares))
+        channels.launch(SOURCE, "moments", (x, shares))
     else:
         mean, var = (contiguous(s, channels.wide) for s in given)
-    channels.launch("standardize", (x, shares, w, b, y, mean, var), count, float(eps))
+    channels.launch(
+        SOURCE, "standardize", (x, shares, w, b, y, mean, var), count, float(eps)
+    )
     return tuple(usual(a, last) for a in (y, mean, var))
 
 
@@ -89,7 +47,7 @@ def backward(
         return None
     x, last = in_memory(x)
     g = like_that(g, last, x.dtype)
-    channels = Channels(*_sizes(x, last), _kind(x, w, None), g, x)
+    channels = Channels(*sizes_of(x, last), _kind(x, w, None), g, x)
     w = _parameter(w, channels)
     mean, var = (contiguous(s, channels.wide) for s in (mean, var))
     gx, gw, gb, shares, count = empty(x.shape, x.dtype), 0, 0, 0, 0
@@ -97,10 +55,10 @@ def backward(
         gw, gb = (empty(_shape(x, last), channels.wide) for _ in range(2))
         shares, count = channels.partial(2), channels.shares
         one = channels.integer(1)
-        channels.launch("sums", (g, x, mean, var, shares), one, float(eps))
+        channels.launch(SOURCE, "sums", (g, x, mean, var, shares), one, float(eps))
     arrays = (g, x, shares, w, mean, var, gx, gw, gb)
     numbers = numpy.int32(count), float(eps), numpy.int32(given)
-    channels.launch("gradient", arrays, *numbers)
+    channels.launch(SOURCE, "gradient", arrays, *numbers)
     gw, gb = (usual(a, last) if sums else None for a in (gw, gb))
     return usual(gx, last), gw, gb
 
@@ -115,13 +73,6 @@ def _serves(x, parameters, dims) -> bool:
             for p in parameters
         )
     )
-
-
-def _sizes(x, last: bool) -> tuple[int, int, int]:
-    """(A, K, B)"""
-    if last:
-        return prod(x.shape[:-1]), x.shape[-1], 1
-    return x.shape[0], x.shape[1], prod(x.shape[2:])
 
 
 def _shape(x, last: bool) -> tuple[int, ...]:

@@ -1,7 +1,5 @@
 """Moments and their joining, and normalisation over channels, in CUDA C++."""
 
-from .cuda_source import VECTOR
-
 # The moments of x are taken around an element of it, and joined as in Chan, Golub and
 # LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
 # 1979: neither a large mean nor an outlier costs digits.
@@ -31,128 +29,132 @@ struct Gathering {  // moments in the making
 };
 """
 SOURCE = (
-    VECTOR
-    + MOMENTS
+    MOMENTS
     + """
-#define INLINE __device__ static inline
-#define MEMBERS (BLOCK / LANES)
-typedef Vector<S, VECTOR> Some;
 struct Sums {  // of g, and of g (x - mean) / sqrt(var + eps)
     T plain, along;
     __device__ Sums joined(Sums other) const {
         return {plain + other.plain, along + other.along};
     }
 };
-// v joined over the threads of a channel, in a fixed order
-template <class V> INLINE V joined(V v) {
-    __shared__ V parts[BLOCK];
-    const int t = threadIdx.x;
-    parts[t] = v;
-    for (int step = BLOCK / 2; step >= LANES; step /= 2) {
-        __syncthreads();
-        if (t < step) parts[t] = parts[t].joined(parts[t + step]);
-    }
-    __syncthreads();
-    return parts[t % LANES];
-}
-#define CHANNEL (I)(blockIdx.x * LANES + threadIdx.x % LANES)
-#define FIRST (threadIdx.x < LANES && k < K)
-// e counts the elements of a channel; this thread's, VECTOR neighbours at a time
-#define EACH(e)                                                               \\
-    const I end = k < K ? min((blockIdx.y + 1) * share, A * B) : 0;           \\
-    for (I e = blockIdx.y * share + (I)threadIdx.x / LANES * VECTOR; e < end; \\
-         e += MEMBERS * VECTOR)
-#define PLACE(e) ((e / B * K + k) * B + e % B)
-#define LANES_OF(v) _Pragma("unroll") for (int v = 0; v < VECTOR; ++v)
-template <class V> INLINE V whole(const V* shares, I k, I K, int count) {
-    V all = {};
-    for (int n = threadIdx.x / LANES; k < K && n < count; n += MEMBERS)
-        all = all.joined(shares[n * K + k]);
-    return joined(all);
-}
-
-extern "C" __global__ void moments(
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) moments(
     const S* x, T* shares, I A, I K, I B, I share
 ) {
     const I k = CHANNEL;
-    Gathering mine = {};
-    EACH(e) {
-        const Some v = *(const Some*)(x + PLACE(e));
-        LANES_OF(n) mine.add((T)v.at[n]);
+    Gathering mine[OWN] = {};
+    Packed v[AHEAD];
+    for (Walk<AHEAD> walk(A, K, B, share, k); walk.next();) {
+        walk.load(v, x);
+        UNROLLED(u, AHEAD) if (walk.has(u)) {
+            const Some xs = unpacked(v[u]);
+            UNROLLED(n, VECTOR) mine[n % OWN].add((T)xs.at[n]);
+        }
     }
-    const Moments all = joined(mine.done());
-    if (FIRST) ((Moments*)shares)[blockIdx.y * K + k] = all;
+    Moments all[OWN];
+    UNROLLED(c, OWN) all[c] = mine[c].done();
+    join(all);
+    if (FIRST) UNROLLED(c, OWN) ((Moments*)shares)[blockIdx.y * K + k + c] = all[c];
 }
 
 // The mean and variance are joined from so many shares, or, of none, given.
-extern "C" __global__ void standardize(
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) standardize(
     const S* x, const T* shares, const P* w, const P* b, S* y, T* mean, T* var,
     I A, I K, I B, I share, int count, double eps
 ) {
     const I k = CHANNEL;
-    T m = 0, v = 0;
-    if (count) {
-        const Moments all = whole((const Moments*)shares, k, K, count);
-        m = all.mean, v = all.squares / all.count;
-        if (FIRST && blockIdx.y == 0) mean[k] = m, var[k] = v;
-    } else if (k < K) m = mean[k], v = var[k];
-    T scale = 1 / sqrt(v + (T)eps), shift = 0;
-    if (k < K && w) scale *= (T)w[k];
-    if (k < K && b) shift = (T)b[k];
-    EACH(e) {
-        Some v = *(const Some*)(x + PLACE(e));
-        LANES_OF(n) v.at[n] = (S)(((T)v.at[n] - m) * scale + shift);
-        *(Some*)(y + PLACE(e)) = v;
+    T m[OWN] = {}, scale[OWN] = {}, shift[OWN] = {};
+    Moments all[OWN];
+    if (count) join(all, (const Moments*)shares, k, K, count);
+    if (k < K) UNROLLED(c, OWN) {
+        m[c] = count ? all[c].mean : mean[k + c];
+        const T spread = count ? all[c].squares / all[c].count : var[k + c];
+        if (count && FIRST && blockIdx.y == 0) mean[k + c] = m[c], var[k + c] = spread;
+        scale[c] = 1 / sqrt(spread + (T)eps);
+        if (w) scale[c] *= (T)w[k + c];
+        if (b) shift[c] = (T)b[k + c];
+    }
+    Packed v[AHEAD];
+    for (Walk<AHEAD> walk(A, K, B, share, k); walk.next();) {
+        walk.load(v, x);
+        UNROLLED(u, AHEAD) if (walk.has(u)) {
+            Some xs = unpacked(v[u]);
+            UNROLLED(n, VECTOR) {
+                const T d = (T)xs.at[n] - m[n % OWN];
+                xs.at[n] = (S)(d * scale[n % OWN] + shift[n % OWN]);
+            }
+            store(y + walk.at[u], xs);
+        }
     }
 }
 
-// The statistics of channel k are those of k / group; of row e / B, if group is 0.
-extern "C" __global__ void sums(
+// The statistics of channel k are those of k / group; of row e, if group is 0.
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) sums(
     const S* g, const S* x, const T* mean, const T* var, T* shares,
     I A, I K, I B, I share, I group, double eps
 ) {
     const I k = CHANNEL;
-    Sums mine = {};
-    EACH(e) {
-        const I own = group ? k / group : e / B;
-        const T m = mean[own], root = 1 / sqrt(var[own] + (T)eps);
-        const Some gs = *(const Some*)(g + PLACE(e)), xs = *(const Some*)(x + PLACE(e));
-        LANES_OF(n) {
-            mine.plain += (T)gs.at[n];
-            mine.along += (T)gs.at[n] * (((T)xs.at[n] - m) * root);
+    Sums mine[OWN] = {};
+    T m[OWN] = {}, root[OWN] = {};
+    if (group && k < K) UNROLLED(c, OWN) {
+        const I own = (k + c) / group;
+        m[c] = mean[own], root[c] = 1 / sqrt(var[own] + (T)eps);
+    }
+    Packed gs[TWO], xs[TWO];
+    for (Walk<TWO> walk(A, K, B, share, k); walk.next();) {
+        walk.load(gs, g), walk.load(xs, x);
+        UNROLLED(u, TWO) if (walk.has(u)) {
+            if (!group) {
+                const I row = walk.e + u * STEP;
+                const T own = mean[row], scale = 1 / sqrt(var[row] + (T)eps);
+                UNROLLED(c, OWN) m[c] = own, root[c] = scale;
+            }
+            const Some a = unpacked(gs[u]), v = unpacked(xs[u]);
+            UNROLLED(n, VECTOR) {
+                const T slope = (T)a.at[n], d = (T)v.at[n] - m[n % OWN];
+                mine[n % OWN].plain += slope;
+                mine[n % OWN].along += slope * (d * root[n % OWN]);
+            }
         }
     }
-    const Sums all = joined(mine);
-    if (FIRST) ((Sums*)shares)[blockIdx.y * K + k] = all;
+    join(mine);
+    if (FIRST) UNROLLED(c, OWN) ((Sums*)shares)[blockIdx.y * K + k + c] = mine[c];
 }
 
 // Statistics that are `given` are constants; of no shares, so are the parameters.
-extern "C" __global__ void gradient(
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) gradient(
     const S* g, const S* x, const T* shares, const P* w, const T* mean, const T* var,
     S* gx, T* gw, T* gb, I A, I K, I B, I share, int count, double eps, int given
 ) {
     const I k = CHANNEL;
-    const Sums all = whole((const Sums*)shares, k, K, count);
-    if (FIRST && blockIdx.y == 0 && count) gw[k] = all.along, gb[k] = all.plain;
-    const T m = k < K ? mean[k] : T(0), size = (T)A * (T)B;
-    const T root = k < K ? 1 / sqrt(var[k] + (T)eps) : T(0);
-    const T scale = k < K && w ? root * (T)w[k] : root;
-    const T offset = all.plain / size, along = all.along * root / size;
-    EACH(e) {
-        Some gs = *(const Some*)(g + PLACE(e));
-        if (given) {
-            LANES_OF(n) gs.at[n] = (S)((T)gs.at[n] * scale);
-        } else {
-            const Some xs = *(const Some*)(x + PLACE(e));
-            LANES_OF(n) {
-                const T d = (T)xs.at[n] - m;
-                gs.at[n] = (S)(((T)gs.at[n] - offset - d * along) * scale);
+    const T size = (T)A * (T)B;
+    T m[OWN] = {}, scale[OWN] = {};
+    Sums all[OWN] = {};
+    if (count) join(all, (const Sums*)shares, k, K, count);
+    if (k < K) UNROLLED(c, OWN) {
+        if (count && FIRST && blockIdx.y == 0)
+            gw[k + c] = all[c].along, gb[k + c] = all[c].plain;
+        const T root = 1 / sqrt(var[k + c] + (T)eps);
+        m[c] = mean[k + c], scale[c] = w ? root * (T)w[k + c] : root;
+        all[c] = {all[c].plain / size, all[c].along * root / size};
+    }
+    Packed gs[TWO], xs[TWO];
+    for (Walk<TWO> walk(A, K, B, share, k); walk.next();) {
+        walk.load(gs, g);
+        if (!given) walk.load(xs, x);
+        UNROLLED(u, TWO) if (walk.has(u)) {
+            Some a = unpacked(gs[u]), v = unpacked(xs[u]);
+            UNROLLED(n, VECTOR) {
+                T slope = (T)a.at[n];
+                if (!given) {
+                    const T d = (T)v.at[n] - m[n % OWN];
+                    slope = slope - all[n % OWN].plain - d * all[n % OWN].along;
+                }
+                a.at[n] = (S)(slope * scale[n % OWN]);
             }
+            store(gx + walk.at[u], a);
         }
-        *(Some*)(gx + PLACE(e)) = gs;
     }
 }
 """
 )
-"""Needs the types S of the arrays, T to compute in, I of positions and P of parameters,
-and the numbers BLOCK, LANES (channels of a block) and VECTOR."""
+"""What follows SOURCE of cuda_channels.py."""

@@ -28,8 +28,9 @@ struct Total {  // the largest x, and the sum of exp(x - top)
 };
 INLINE Total total_of(const S* x, I classes, I inner) {
     Total all = {LOWEST, 0};
-    EACH(j, classes) {
-        const Some v = load(x + j * inner);
+    Packed packs[AHEAD];
+    EACH(AHEAD, u, j, classes, load(packs, x, first, classes, inner)) {
+        const Some v = unpacked(packs[u]);
         T top = all.top;
         LANES(k) top = larger((T)v.at[k], top);
         all.sum *= power(all.top, top);
@@ -55,8 +56,9 @@ extern "C" __global__ void softmax(
     Total all = total_of(x + at, classes, inner);
     if (safe && all.top == LOWEST) all = {0, 1};
     const T last = logarithm ? log(all.sum) : all.sum;
-    EACH(j, classes) {
-        Some v = load(x + at + j * inner);
+    Packed packs[AHEAD];
+    EACH(AHEAD, u, j, classes, load(packs, x + at, first, classes, inner)) {
+        Some v = unpacked(packs[u]);
         LANES(k) {
             const T d = (T)v.at[k] - all.top;
             v.at[k] = (S)(logarithm ? d - last : exp(d) / last);
@@ -71,14 +73,15 @@ extern "C" __global__ void softmax_gradient(
 ) {
     START
     T total = 0;
-    EACH(j, classes) {
-        const Some a = load(g + at + j * inner), b = load(y + at + j * inner);
+    Packed gs[TWO], ys[TWO];
+    EACH(TWO, u, j, classes, load(gs, g + at, ys, y + at, first, classes, inner)) {
+        const Some a = unpacked(gs[u]), b = unpacked(ys[u]);
         LANES(k) total += (T)a.at[k] * (logarithm ? T(1) : (T)b.at[k]);
     }
     total = team_sum(total);
-    EACH(j, classes) {
-        Some a = load(g + at + j * inner);
-        const Some b = load(y + at + j * inner);
+    EACH(TWO, u, j, classes, load(gs, g + at, ys, y + at, first, classes, inner)) {
+        Some a = unpacked(gs[u]);
+        const Some b = unpacked(ys[u]);
         LANES(k) {
             const T d = (T)a.at[k], s = (T)b.at[k];
             a.at[k] = (S)(logarithm ? d - total * exp(s) : (d - total) * s);
@@ -98,8 +101,9 @@ extern "C" __global__ void cross_entropy(
     START
     const Total all = total_of(x + at, classes, inner);
     T rest = 0;
-    EACH(j, classes) {
-        Some v = load(x + at + j * inner);
+    Packed packs[AHEAD];
+    EACH(AHEAD, u, j, classes, load(packs, x + at, first, classes, inner)) {
+        Some v = unpacked(packs[u]);
         LANES(k) {
             const T d = (T)v.at[k] - all.top;
             rest += d;
@@ -122,8 +126,9 @@ extern "C" __global__ void deviation(
     START
     const T slope = classes ? (T)g[row] : T(0);
     const I label = classes ? (I)labels[row] : 0;
-    EACH(j, classes) {
-        Some v = load(p + at + j * inner);
+    Packed packs[AHEAD];
+    EACH(AHEAD, u, j, classes, load(packs, p + at, first, classes, inner)) {
+        Some v = unpacked(packs[u]);
         LANES(k) {
             const T product = ((T)v.at[k] - (T)even) * slope;
             v.at[k] = (S)(j + k == label ? product - (T)own * slope : product);

@@ -33,6 +33,27 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Vector { S at[N]; };
 """
 """N neighbours that are moved 16 bytes at a time."""
 
+PACKS = (
+    VECTOR
+    + """
+#define INLINE __device__ static inline
+#define UNROLLED(n, count) _Pragma("unroll") for (int n = 0; n < (count); ++n)
+typedef Vector<S, VECTOR> Some;
+// what lies in registers until it is used, two halves to a register
+template <bool words> struct Word { typedef unsigned type; };
+template <> struct Word<false> { typedef S type; };
+typedef Word<sizeof(Some) % 4 == 0>::type W;
+typedef Vector<W, sizeof(Some) / sizeof(W)> Packed;
+INLINE Some unpacked(Packed p) { Some s; memcpy(&s, &p, sizeof s); return s; }
+INLINE void store(S* to, Some s) {
+    Packed p;
+    memcpy(&p, &s, sizeof p);
+    *(Packed*)to = p;
+}
+"""
+)
+"""VECTOR neighbours of type S, read and written together."""
+
 
 def headers(*dtypes) -> str:
     """What must be included for these types."""

@@ -7,15 +7,14 @@ rows, a block for long ones. What it adds up it adds in the same order each time
 from functools import cache
 from math import prod
 
-from .cuda_source import VECTOR, aligned, blocks, function, types_of
+from .cuda_source import PACKS, aligned, blocks, function, types_of
 from .device import Array
 
 BLOCK = 256  # threads, where a team has no more
 
 SOURCE = (
-    VECTOR
+    PACKS
     + """
-#define INLINE __device__ static inline
 #define LANE (threadIdx.x % TEAM)
 #define ROW ((blockIdx.x * (I)blockDim.x + threadIdx.x) / TEAM)
 
@@ -46,12 +45,29 @@ struct Sum {
 };
 INLINE T team_sum(T value) { return team(Sum{value}).value; }
 
-// The elements of a row that this thread has, VECTOR neighbours at a time.
-typedef Vector<S, VECTOR> Some;
-INLINE Some load(const S* x) { return *(const Some*)x; }
-INLINE void store(S* y, Some v) { *(Some*)y = v; }
-#define EACH(j, count) for (I j = LANE * VECTOR; j < (count); j += TEAM * VECTOR)
-#define LANES(k) _Pragma("unroll") for (int k = 0; k < VECTOR; ++k)
+// The elements of a row that this thread has, VECTOR neighbours at a time, j and those
+// after it; N such packs are loaded at a time, to be under way together.
+#define STEP (TEAM * VECTOR)
+#define AHEAD (VECTOR > 1 ? 4 : 8)
+#define TWO (AHEAD / 2)  // of each of two arrays
+#define EACH(N, u, j, count, loads)                                         \\
+    for (I first = LANE * VECTOR; first < (count); first += N * STEP)       \\
+        if (loads) UNROLLED(u, N)                                           \\
+            if (const I j = first + u * STEP; j < (count))
+#define LANES(k) UNROLLED(k, VECTOR)
+template <int N>
+INLINE bool load(Packed (&v)[N], const S* x, I first, I count, I inner = 1) {
+    UNROLLED(u, N) v[u] = {};
+    UNROLLED(u, N) if (const I j = first + u * STEP; j < count)
+        v[u] = *(const Packed*)(x + j * inner);
+    return true;
+}
+template <int N> INLINE bool load(
+    Packed (&v)[N], const S* x, Packed (&w)[N], const S* y, I first, I count,
+    I inner = 1
+) {
+    return load(v, x, first, count, inner) && load(w, y, first, count, inner);
+}
 """
 )
 """Needs the types S of the arrays, T to compute in and I of positions, and the numbers

@@ -1,5 +1,7 @@
 """A kernel on a GPU whose arrays lie alike in memory: 16 bytes at a time."""
 
+from math import prod
+
 import numpy
 
 from . import layout
@@ -7,28 +9,41 @@ from .body import PREAMBLE
 from .cuda_source import C_TYPE, VECTOR, aligned, blocks, headers
 from .device import cupy_module
 
-BLOCK = 256  # threads
+BLOCK = 256  # threads, or as many units of fewer
 
-# `part` has N elements from `at` on, the last thread one after the other.
+# A thread has UNITS times N elements, a block apart: they are on their way together.
+# The last elements of all, too few for N, have a thread of the last block each.
 _SOURCE = """{headers}
 #define MINIDL_HD __device__ static inline
 {preamble}
 typedef {T} T;
 {vector}
-template <int N>
-MINIDL_HD void part({parameters}, long long at) {{
-    {load}
+template <int N, int UNITS>
+MINIDL_HD void part({parameters}, long long at, long long size) {{
+    {units}
+    #pragma unroll
+    for (int u = 0; u < UNITS; ++u) {{
+        const long long here = at + u * ({block} * N);
+        if (here + N > size) continue;
+        {load}
+    }}
     {scalars}
     #pragma unroll
-    for (int k = 0; k < N; ++k) {{
-        {body}
+    for (int u = 0; u < UNITS; ++u) {{
+        const long long here = at + u * ({block} * N);
+        if (here + N > size) continue;
+        #pragma unroll
+        for (int k = 0; k < N; ++k) {{
+            {body}
+        }}
+        {store}
     }}
-    {store}
 }}
 extern "C" __global__ void {name}({parameters}, long long size) {{
-    long long at = (blockIdx.x * (long long)blockDim.x + threadIdx.x) * {width};
-    if (at + {width} <= size) part<{width}>({arguments}, at);
-    else for (; at < size; ++at) part<1>({arguments}, at);
+    const long long first = blockIdx.x * {share}ll + threadIdx.x * {width};
+    part<{width}, {count}>({arguments}, first, size);
+    if (blockIdx.x < gridDim.x - 1) return;
+    part<1, 1>({arguments}, (size & -{width}ll) + threadIdx.x, size);
 }}
 """
 
@@ -49,26 +64,38 @@ def order(arrays, shape, in_place: bool) -> tuple[int, ...] | None:
     return None if in_place else layout.common_order(arrays)
 
 
-def width_of(T: numpy.dtype, dtypes) -> int:
-    """Elements a thread: the smallest type's fill 16 bytes, unless those are many."""
-    return min(16 // min(dtype.itemsize for dtype in dtypes), 32 // T.itemsize)
+def shares(T: numpy.dtype, dtypes: dict, read) -> tuple[int, int, int]:
+    """Threads of a block, units of each, and elements of a unit.
+
+    The largest type's fill 16 bytes. To keep the memory busy, the multiprocessors of an
+    H200 need some 40 KiB on the way each, 2048 threads 20 bytes: hence the units,
+    where anything is `read`.
+    """
+    sizes = [dtype.itemsize for dtype in dtypes.values()]
+    width = min(16 // max(sizes), 32 // T.itemsize)
+    units = 1
+    while read and units < 4 and units * width * sum(sizes) < 48:
+        units *= 2
+    return BLOCK // units, units, width
 
 
 def source(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, lines: list) -> str:
     """The CUDA C++ for arrays of these dtypes; `lines` are the body's statements."""
-    width = width_of(T, dtypes.values())
-    parameters, load, store, first, last = [], [], [], [], []
+    reads = [*kernel.inputs, *kernel.body.reads]
+    block, units, width = shares(T, dtypes, reads)
+    parameters, held, load, store, first, last = [], [], [], [], [], []
     for name, dtype in dtypes.items():
         of, written = C_TYPE[dtype], name in kernel.outputs
-        read = not written or name in kernel.body.reads
         const = "" if written else "const "
         parameters.append(f"{const}{of}* _{name}")
-        start = f" = *(const Vector<{of}, N>*)(_{name} + at)" if read else ""
-        load.append(f"Vector<{of}, N> s_{name}{start};")
-        first.append(f"T v_{name} = {f'(T)s_{name}.at[k]' if read else 'T(0)'};")
+        held.append(f"Vector<{of}, N> s_{name}[UNITS];")
+        if name in reads:
+            load.append(f"s_{name}[u] = *(const Vector<{of}, N>*)(_{name} + here);")
+        start = f"(T)s_{name}[u].at[k]" if name in reads else "T(0)"
+        first.append(f"T v_{name} = {start};")
         if written:
-            last.append(f"s_{name}.at[k] = ({of})v_{name};")
-            store.append(f"*(Vector<{of}, N>*)(_{name} + at) = s_{name};")
+            last.append(f"s_{name}[u].at[k] = ({of})v_{name};")
+            store.append(f"*(Vector<{of}, N>*)(_{name} + here) = s_{name}[u];")
     number = "double" if T.kind == "f" else "unsigned long long"
     values = []
     for name, dtype in scalars.items():
@@ -76,7 +103,7 @@ def source(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, lines: list) -> 
         parameters.append(f"{kind} _{name}")
         values.append(f"const T v_{name} = (T){'' if dtype is None else '*'}_{name};")
     if kernel.body.uses_index:
-        first.append("T v_index = (T)(at + k);")
+        first.append("T v_index = (T)(here | k);")  # here is a multiple of N
     return _SOURCE.format(
         headers=headers(*dtypes.values(), *filter(None, scalars.values())),
         preamble=PREAMBLE,
@@ -84,12 +111,16 @@ def source(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, lines: list) -> 
         vector=VECTOR,
         parameters=", ".join(parameters),
         arguments=", ".join(f"_{name}" for name in [*dtypes, *scalars]),
-        load="\n    ".join(load),
+        units="\n    ".join(held),
+        load="\n        ".join(load),
         scalars="\n    ".join(values),
-        body="\n        ".join([*first, *lines, *last]),
-        store="\n    ".join(store),
+        body="\n            ".join([*first, *lines, *last]),
+        store="\n        ".join(store),
         name=f"minidl_{kernel.name}",
+        block=block,
         width=width,
+        count=units,
+        share=block * units * width,
     )
 
 
@@ -98,7 +129,8 @@ def launcher(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, options):
     text = source(kernel, T, dtypes, scalars, kernel.body.cpp)
     name = f"minidl_{kernel.name}"
     compiled = cupy_module().RawKernel(text, name, options)
-    share = BLOCK * width_of(T, dtypes.values())
+    block, *rest = shares(T, dtypes, [*kernel.inputs, *kernel.body.reads])
+    share = block * prod(rest)
     number = float if T.kind == "f" else _bits
     how = [number if dtype is None else _itself for dtype in scalars.values()]
 
@@ -107,7 +139,7 @@ def launcher(kernel, T: numpy.dtype, dtypes: dict, scalars: dict, options):
         if size:
             given = [of(value) for of, value in zip(how, values, strict=True)]
             args = (*arrays, *given, size)
-            compiled((blocks(size, share),), (BLOCK,), args)
+            compiled((blocks(size, share),), (block,), args)
 
     return launch
 

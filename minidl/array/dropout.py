@@ -13,7 +13,9 @@ from .philox import random_mask
 kept = Kernel("dropout", "x mask", "y", "scale", body="y = x * mask * scale;")
 
 BLOCK = 256  # threads
-# The bodies of the two kernels that a CPU runs one after the other.
+# The bodies of the two kernels that a CPU runs one after the other. A thread has two
+# times WIDTH elements, a block apart, whose loads are on their way together; the last
+# ones have a thread each. at | k is at + k, and shows that four share their words.
 _SOURCE = f"""
 #define MINIDL_HD __device__ static inline
 {PREAMBLE}{VECTOR}
@@ -24,32 +26,43 @@ MINIDL_HD bool chosen(U v_index, U v_seed, U v_draw, U v_start, U v_threshold) {
     {" ".join(random_mask.body.cpp)}
     return v_mask;
 }}
-template <int N> MINIDL_HD void part(
-    const S* x, S* y, bool* mask, U at, U seed, U draw, U start, U threshold, T v_scale
+template <int N, int UNITS> MINIDL_HD void part(
+    const S* x, S* y, bool* mask, U first, U size,
+    U seed, U draw, U start, U threshold, T v_scale
 ) {{
-    Vector<S, N> s = *(const Vector<S, N>*)(x + at);
-    Vector<bool, N> m;
+    Vector<S, N> s[UNITS];
     #pragma unroll
-    for (int k = 0; k < N; ++k) {{
-        m.at[k] = chosen(at + k, seed, draw, start, threshold);
-        const T v_x = (T)s.at[k], v_mask = (T)m.at[k];
-        T v_y = 0;
-        {" ".join(kept.body.cpp)}
-        s.at[k] = (S)v_y;
+    for (int u = 0; u < UNITS; ++u) {{
+        const U at = first + u * (BLOCK * N);
+        if (at + N <= size) s[u] = *(const Vector<S, N>*)(x + at);
     }}
-    *(Vector<S, N>*)(y + at) = s;
-    *(Vector<bool, N>*)(mask + at) = m;
+    #pragma unroll
+    for (int u = 0; u < UNITS; ++u) {{
+        const U at = first + u * (BLOCK * N);
+        if (at + N > size) continue;
+        Vector<bool, N> m;
+        #pragma unroll
+        for (int k = 0; k < N; ++k) {{
+            m.at[k] = chosen(at | k, seed, draw, start, threshold);
+            const T v_x = (T)s[u].at[k], v_mask = (T)m.at[k];
+            T v_y = 0;
+            {" ".join(kept.body.cpp)}
+            s[u].at[k] = (S)v_y;
+        }}
+        *(Vector<S, N>*)(y + at) = s[u];
+        *(Vector<bool, N>*)(mask + at) = m;
+    }}
 }}
 extern "C" __global__ void dropout(
     const S* x, S* y, bool* mask, const NUMBER seed, const NUMBER draw, U start,
-    U threshold, double scale, long long size
+    U threshold, double scale, U size
 ) {{
-    long long at = (blockIdx.x * (long long)blockDim.x + threadIdx.x) * WIDTH;
     const U s = VALUE seed, d = VALUE draw;
-    if (at + WIDTH <= size)
-        part<WIDTH>(x, y, mask, at, s, d, start, threshold, scale);
-    else for (; at < size; ++at)
-        part<1>(x, y, mask, at, s, d, start, threshold, scale);
+    const U first = (blockIdx.x * (U)(BLOCK * 2) + threadIdx.x) * WIDTH;
+    part<WIDTH, 2>(x, y, mask, first, size, s, d, start, threshold, scale);
+    if (blockIdx.x < gridDim.x - 1) return;
+    const U last = size / WIDTH * WIDTH + threadIdx.x;
+    part<1, 1>(x, y, mask, last, size, s, d, start, threshold, scale);
 }}
 """
 _NUMBER = (("NUMBER", "unsigned long long"), ("VALUE", ""))
@@ -75,7 +88,9 @@ def dropout(x: Array, p: float) -> tuple[Array, Array]:
         width = 16 // x.dtype.itemsize if aligned(x) else 1
         types = ("S", x.dtype), ("T", wide_type(x.dtype))
         how = _ON_DEVICE if on_device else _NUMBER
-        kernel = function(_SOURCE, types, (("WIDTH", width), *how), "dropout")
+        sizes = ("WIDTH", width), ("BLOCK", BLOCK)
+        kernel = function(_SOURCE, types, (*sizes, *how), "dropout")
         rest = (numpy.uint64(numbers["start"]), numpy.uint64(threshold), scale, x.size)
-        kernel((blocks(x.size, BLOCK * width),), (BLOCK,), (x, y, mask, *drawn, *rest))
+        grid = (blocks(x.size, BLOCK * 2 * width),)
+        kernel(grid, (BLOCK,), (x, y, mask, *drawn, *rest))
     return y, mask

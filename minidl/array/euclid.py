@@ -9,7 +9,9 @@ from .device import Array, cupy_module, device_of, on_gpu, to_device
 from .dtypes import widened
 
 THREADS = 256  # in a block
-BLOCKS = 1024  # at most; on every GPU the same, and so the rounding
+# At most: an H200 has four for each multiprocessor at once. On every GPU the same, and
+# so the rounding.
+BLOCKS = 528
 SOURCE = """
 const int width = 16 / sizeof(T);  // elements in a load of 16 bytes
 struct alignas(16) Pack { T values[width]; };

@@ -2,7 +2,7 @@
 
 import numpy
 
-from . import blas, cublas
+from . import blas, cublas, cuda_channel_sums
 from .casting import cast
 from .device import Array, array_module
 from .dtypes import widened
@@ -59,6 +59,9 @@ def bias_gradient(
 
     The sum is written to `out`, of the type to compute in, where that is given.
     """
+    if array_module(g) is not numpy and g.size:
+        g, sums = cuda_channel_sums.bias_gradient(g, y, out)
+        return g, sums.astype(g.dtype, copy=False) if out is None else out
     both = blas.column_sums(g, y, out) if array_module(g) is numpy else None
     if both is None:
         g = g if y is None else rectify_gradient(g, y)

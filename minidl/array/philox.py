@@ -17,8 +17,8 @@ _ROUND = f"""
     k1 = (k1 + {0xBB67AE85}) & {_LOW};
 """
 PHILOX = f"""
-    auto a = (index + start) & {_LOW};
-    auto b = (index + start) >> 32;
+    auto a = (COUNTER + start) & {_LOW};
+    auto b = (COUNTER + start) >> 32;
     auto c = draw & {_LOW};
     auto d = draw >> 32;
     auto k0 = seed & {_LOW};
@@ -27,13 +27,15 @@ PHILOX = f"""
     auto q = a;
     {_ROUND * 10}
 """
-"""Four 32-bit words a b c d for counter (index + start, draw) and key seed."""
+"""Four 32-bit words a b c d for counter (COUNTER + start, draw) and key seed."""
 
 
-def drawn(name: str, outputs: str, scalars: str, body: str) -> Kernel:
-    """A kernel that starts with the four words of its element."""
-    scalars = f"seed draw start {scalars}"
-    return Kernel(name, "", outputs, scalars, PHILOX + body, compute="uint64")
+def drawn(
+    name: str, outputs: str, scalars: str, body: str, counter: str = "index"
+) -> Kernel:
+    """A kernel that starts with the four words of its element's counter."""
+    scalars, text = f"seed draw start {scalars}", PHILOX.replace("COUNTER", counter)
+    return Kernel(name, "", outputs, scalars, text + body, compute="uint64")
 
 
 random_bits = drawn("random_bits", "y", "shift", "y = ((b << 32) | a) >> shift;")
@@ -44,7 +46,17 @@ random_pair_wide = drawn(
     "",
     "x = ((b << 32) | a) >> 11; y = ((d << 32) | c) >> 11;",
 )
-random_mask = drawn("random_mask", "mask", "threshold", "mask = a < threshold;")
+random_mask = drawn(  # four elements share the words of one counter
+    "random_mask",
+    "mask",
+    "threshold",
+    """
+    auto even = where((index & 2) < 2, a, c);
+    auto odd = where((index & 2) < 2, b, d);
+    mask = where((index & 1) < 1, even, odd) < threshold;
+    """,
+    counter="(index >> 2)",
+)
 random_integers = drawn(  # the upper half of 64 bits times the span
     "random_integers",
     "y",

@@ -8,9 +8,13 @@ than three spatial dimensions are three, the first ones of size 1.
 """
 
 from functools import lru_cache
-from math import prod
+from math import gcd, prod
 
+import numpy
+
+from .cuda_source import VECTOR, aligned, blocks, contiguous, function
 from .device import Array, cupy_module
+from .dtypes import wide_type
 
 _COLUMNS = """
 // one thread a window and channel: all taps
@@ -19,11 +23,15 @@ const I d0 = o / (OW * OH) * SD - PD, h0 = o / OW % OH * SH - PH;
 const I w0 = o % OW * SW - PW;
 const X* from = &x[0] + (long long)plane * (D * H * W);
 Y* to = &y[0] + c * TAPS * row + m * image + o;
-for (I a = 0; a < KD; ++a) for (I b = 0; b < KH; ++b) for (I k = 0; k < KW; ++k) {
-    const I d = d0 + a * DD, h = h0 + b * DH, w = w0 + k * DW;
-    const bool inside = d >= 0 && d < D && h >= 0 && h < H && w >= 0 && w < W;
-    *to = inside ? from[(d * H + h) * W + w] : (X)0;
-    to += row;
+for (I a = 0; a < KD; ++a) for (I b = 0; b < KH; ++b) {
+    const I d = d0 + a * DD, h = h0 + b * DH;
+    X taps[KW];  // loaded before any of them is stored: they are on their way together
+    for (I k = 0; k < KW; ++k) {
+        const I w = w0 + k * DW;
+        const bool inside = d >= 0 && d < D && h >= 0 && h < H && w >= 0 && w < W;
+        taps[k] = inside ? from[(d * H + h) * W + w] : (X)0;
+    }
+    for (I k = 0; k < KW; ++k, to += row) *to = taps[k];
 }
 """
 _IMAGES = """
@@ -41,13 +49,35 @@ for (I a = 0; a < KD; ++a) for (I b = 0; b < KH; ++b) for (I k = 0; k < KW; ++k)
 }
 y = (Y)sum;
 """
-_SWAP = """
-// y[a][b][l] = x[b][a][l] (+ bias[b]), or its ReLU; NaN stays NaN
-const I l = I(i) % length, ab = I(i) / length, b = ab % inner, a = ab / inner;
-S value = (S)x[(b * outer + a) * length + l];
-if (BIAS) value += (S)bias[b];
-y = (Y)(RELU && value <= S(0) ? S(0) : value);
+_SWAP = (
+    VECTOR
+    + """
+// y[a][b][l] = x[b][a][l] (+ bias[b]), or its ReLU; NaN stays NaN. A thread has UNITS
+// packs of PACK neighbours, whose loads are under way together; `length` is in packs.
+#define UNROLLED(n, count) _Pragma("unroll") for (int n = 0; n < (count); ++n)
+extern "C" __global__ void minidl_swap(
+    const X* x, const Z* bias, Y* y, I count, I outer, I inner, I length
+) {
+    const I first = blockIdx.x * (I)(BLOCK * UNITS) + threadIdx.x;
+    Vector<X, PACK> v[UNITS];
+    UNROLLED(u, UNITS) if (const I n = first + u * BLOCK; n < count) {
+        const I l = n % length, ab = n / length, b = ab % inner, a = ab / inner;
+        v[u] = ((const Vector<X, PACK>*)x)[(b * outer + a) * length + l];
+    }
+    UNROLLED(u, UNITS) if (const I n = first + u * BLOCK; n < count) {
+        const T shift = BIAS ? (T)bias[n / length % inner] : T(0);
+        Vector<Y, PACK> result;
+        UNROLLED(k, PACK) {
+            T value = (T)v[u].at[k];
+            if (BIAS) value += shift;
+            result.at[k] = (Y)(RELU && value <= T(0) ? T(0) : value);
+        }
+        ((Vector<Y, PACK>*)y)[n] = result;
+    }
+}
 """
+)
+BLOCK = 256  # threads
 
 
 def columns(x: Array, window: tuple, out: tuple, to: Array, row: int, image: int):
@@ -74,13 +104,27 @@ def images(x: Array, window: tuple, out: tuple, to: Array, row: int, image: int)
 
 def swap(x: Array, bias: Array | None, to: Array, relu: bool) -> None:
     """to (A, B, L) = x (B, A, L) with two dimensions exchanged, + bias (B); or
-    max(0, to)."""
+    max(0, to), which is contiguous."""
     outer, inner, length = to.shape
-    sums = "double" if x.dtype.itemsize == 8 else "float"
-    kernel = _swap_kernel(bias is not None, relu, _index(to.size, x, to), sums)
-    x = cupy_module().ascontiguousarray(x)
+    bytes_each = max(x.itemsize, to.itemsize)
     with x.device:
-        kernel(x, x if bias is None else bias, outer, inner, length, to)
+        x = contiguous(x)
+        pack = gcd(length, 16 // bytes_each) if aligned(x, to) else 1
+        count = to.size // pack
+        units = min(8, 32 // (pack * bytes_each))
+        integer = numpy.uint32 if to.size < 1 << 30 else numpy.int64
+        kinds = ("X", x), ("Y", to), ("Z", x if bias is None else bias)
+        types = (
+            *((name, array.dtype) for name, array in kinds),
+            ("T", wide_type(x.dtype)),
+        )
+        numbers = ("PACK", pack), ("UNITS", units), ("BLOCK", BLOCK)
+        flags = ("BIAS", int(bias is not None)), ("RELU", int(relu))
+        types = (*types, ("I", numpy.dtype(integer)))
+        sizes = map(integer, (count, outer, inner, length // pack))
+        kernel = function(_SWAP, types, (*numbers, *flags), "minidl_swap")
+        bias = 0 if bias is None else contiguous(bias)
+        kernel((blocks(count, BLOCK * units),), (BLOCK,), (x, bias, to, *sizes))
 
 
 def _index(*sizes) -> str:
@@ -107,16 +151,4 @@ def _kernel(name, shape, window, out, index, sums):
         "raw Y y" if name == "columns" else "Y y",
         "\n".join(lines) + body,
         f"minidl_{name}",
-    )
-
-
-@lru_cache(maxsize=16)
-def _swap_kernel(with_bias: bool, relu: bool, index: str, sums: str):
-    return cupy_module().ElementwiseKernel(
-        "raw X x, raw Z bias, int64 first, int64 second, int64 third",
-        "Y y",
-        f"typedef {index} I; typedef {sums} S; const bool BIAS = {int(with_bias)}, "
-        f"RELU = {int(relu)};\n"
-        f"const I outer = first, inner = second, length = third;{_SWAP}",
-        "minidl_swap",
     )
