@@ -161,24 +161,25 @@ def network() -> nn.Sequential:
 
 def step(dtype) -> None:
     """A step of training on the stand-in, where no kernel does anything; and layers
-    whose channels are last in memory."""
-    model = network()
+    whose channels are last in memory. Half precision is autocast's."""
+    half = np.dtype(dtype).itemsize == 2
+    real = md.float32 if half else dtype
+    model = network().to(real)
     optimizer = optim.Adam(model.parameters())
-    x = md.zeros(32, 4, 32, 32, device="cuda")
+    x = md.zeros(32, 4, 32, 32, dtype=real, device="cuda")
     labels = md.zeros(32, dtype=md.int64, device="cuda")
-    with md.autocast("cuda", dtype or md.float16, enabled=dtype is not None):
+    with md.autocast("cuda", dtype if half else md.float16, enabled=half):
         F.cross_entropy(model(x), labels).backward()
     optimizer.step()
-    last = md.zeros(8, 16, 16, 32, dtype=dtype or md.float32, device="cuda")
+    norm = nn.BatchNorm2d(32).to("cuda", real)
+    last = md.zeros(8, 16, 16, 32, dtype=dtype, device="cuda")
     image = last.permute(0, 3, 1, 2).detach().requires_grad_()
-    for layer in (nn.BatchNorm2d(32).to("cuda"), nn.MaxPool2d(2), nn.AvgPool2d(2)):
+    for layer in (norm, nn.MaxPool2d(2), nn.AvgPool2d(2)):
         layer(image).sum().backward()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [None, HALF])
-def test_a_step_of_training(nvrtc, monkeypatch, dtype):  # noqa: F811
-    """The kernels that are written out, as a step launches them."""
+def launched(monkeypatch, dtype) -> list[tuple[str, str]]:
+    """(source, name) of the kernels that are written out, as a step launches them."""
     import stand_in
 
     stand_in.install()
@@ -192,9 +193,23 @@ def test_a_step_of_training(nvrtc, monkeypatch, dtype):  # noqa: F811
         if launch.name in WRITTEN_OUT or not launch.name.startswith("minidl_")
     }
     assert len({name for _, name in written}) >= 18
-    least = 16 if dtype is None else 8  # beside four numbers in float32
-    for source, name in sorted(written):
+    return sorted(written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [md.float32, HALF])
+def test_a_step_of_training(nvrtc, monkeypatch, dtype):  # noqa: F811
+    least = 16 if dtype is md.float32 else 8  # beside four numbers in float32
+    for source, name in launched(monkeypatch, dtype):
         code = compiled(source, raw="CArray" not in source, options=())[name]
         assert not code.frame and code.registers <= 64, name
         assert name in NARROW_LOADS or max(code.loads) >= least, name
         assert name in NARROW_STORES or max(code.stores) >= least, name
+
+
+@pytest.mark.slow
+def test_a_step_in_float64_on_other_gpus(nvrtc, monkeypatch):  # noqa: F811
+    """Whatever it costs there."""
+    for source, name in launched(monkeypatch, md.float64):
+        code = compile_cuda(source, "sm_80", raw="CArray" not in source, options=())
+        assert name in machine_code.kernels(code), name
