@@ -144,10 +144,11 @@ def test_adam(nvrtc):  # noqa: F811
 
 
 WRITTEN_OUT = {"minidl_columns", "minidl_images", "minidl_swap"}  # not Kernel's own
-# What cannot move 16 bytes at a time: windows have no common alignment, and sums of
-# channels are one number each.
-NARROW_LOADS = {"minidl_columns", "minidl_images", "max_backward", "average_backward"}
-NARROW_STORES = {"minidl_columns", "minidl_images", "moments", "sums", "totals"}
+# What cannot move 16 bytes at a time: windows have no common alignment, sums of
+# channels are one number each, and the terms of a batch are few.
+NARROW = {"minidl_columns", "minidl_images", "counted_mean"}
+NARROW_LOADS = NARROW | {"max_backward", "average_backward"}
+NARROW_STORES = NARROW | {"moments", "sums", "totals"}
 
 
 def network() -> nn.Sequential:

@@ -1,9 +1,10 @@
 """Cross entropy of raw arrays and its gradient: one compiled loop, one launch each.
 
-Scores are (N, C, *), labels (N, *) integers from 0 to C - 1. `smoothing` moves that
-share of each target to all classes alike: target = (1 - smoothing) one_hot(label) +
-smoothing / C. A row of scores is read once, by one thread, so results are the same for
-any number of threads.
+Scores are (N, C, *), labels (N, *) integers from 0 to C - 1, or `ignored`: such rows do
+not count, and have a term and a gradient of 0. `smoothing` moves that share of each
+target to all classes alike: target = (1 - smoothing) one_hot(label) + smoothing / C. A
+row of scores is read once, by one thread, so results are the same for any number of
+threads.
 """
 
 import ctypes
@@ -28,8 +29,8 @@ _SOURCE = (
 typedef int64_t I;
 // terms = -sum(target log softmax(x)) and p = softmax(x), of n rows
 template <class T> static void forward(
-    const T* scores, const I* labels, T* terms, T* softmax, I n, I classes, I threads,
-    double smoothing
+    const T* scores, const I* labels, T* terms, T* softmax, I n, I classes, I ignored,
+    I threads, double smoothing
 ) {
     #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (I i = 0; i < n; ++i) {
@@ -42,6 +43,8 @@ template <class T> static void forward(
         for (I j = 0; j < classes; ++j) total += p[j];
         #pragma omp simd
         for (I j = 0; j < classes; ++j) p[j] /= total;
+        terms[i] = 0;
+        if (labels[i] == ignored) continue;
         T target = x[labels[i]] - top;
         if (smoothing) {  // 0 times an infinite rest would be NaN
             T rest = 0;
@@ -55,25 +58,27 @@ template <class T> static void forward(
 
 // y = (p - target) g
 template <class T> static void deviation(
-    const T* g, const I* labels, const T* p, T* y, I n, I classes, I threads,
-    double smoothing
+    const T* g, const I* labels, const T* p, T* y, I n, I classes, I ignored,
+    I threads, double smoothing
 ) {
     const T even = smoothing / classes, own = 1 - smoothing;
     #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (I i = 0; i < n; ++i) {
         const I row = i * classes;
-        for (I j = row; j < row + classes; ++j) y[j] = (p[j] - even) * g[i];
-        y[row + labels[i]] -= own * g[i];
+        const bool counts = labels[i] != ignored;
+        const T slope = counts ? g[i] : 0;
+        for (I j = row; j < row + classes; ++j) y[j] = (p[j] - even) * slope;
+        if (counts) y[row + labels[i]] -= own * slope;
     }
 }
 
 #define FOR(T) extern "C" { \
     void forward_##T(const T* x, const I* labels, T* terms, T* p, I n, I classes, \
-        I threads, double smoothing) { \
-        forward<T>(x, labels, terms, p, n, classes, threads, smoothing); } \
+        I ignored, I threads, double smoothing) { \
+        forward<T>(x, labels, terms, p, n, classes, ignored, threads, smoothing); } \
     void deviation_##T(const T* g, const I* labels, const T* p, T* y, I n, \
-        I classes, I threads, double smoothing) { \
-        deviation<T>(g, labels, p, y, n, classes, threads, smoothing); } }
+        I classes, I ignored, I threads, double smoothing) { \
+        deviation<T>(g, labels, p, y, n, classes, ignored, threads, smoothing); } }
 FOR(float)
 FOR(double)
 """
@@ -107,6 +112,24 @@ def valid_labels(name: str, labels: Array, classes: int, ignored: int, dtype) ->
         given = {"ignored": ignored, "classes": classes, "nan": float("nan")}
         valid, share, counts = examined(labels, out=tuple(outs), **given)
         return valid, share, counts.sum()
+    left_out = _left_out(name, labels, classes, ignored)
+    if not left_out.any():
+        return labels, None, labels.size
+    return numpy.where(left_out, 0, labels), ~left_out, (~left_out).sum()
+
+
+def count_labels(name: str, labels: Array, classes: int, ignored: int) -> int | None:
+    """How many labels count; IndexError where one is out of range.
+
+    None on a GPU, where looking would mean waiting: `counted_mean` counts them.
+    """
+    if on_gpu(labels):
+        return None
+    return labels.size - int(_left_out(name, labels, classes, ignored).sum())
+
+
+def _left_out(name, labels, classes, ignored):
+    """Which labels do not count."""
     left_out = labels == ignored
     wrong = ~left_out & ((labels < 0) | (labels >= classes))
     if wrong.any():
@@ -114,26 +137,29 @@ def valid_labels(name: str, labels: Array, classes: int, ignored: int, dtype) ->
             f"{name}: label {labels[wrong][0]} is out of range: expected 0 to "
             f"{classes - 1} for scores of {classes} classes"
         )
-    if not left_out.any():
-        return labels, None, labels.size
-    return numpy.where(left_out, 0, labels), ~left_out, (~left_out).sum()
+    return left_out
 
 
-def cross_entropy(x: Array, labels: Array, smoothing: float = 0.0) -> tuple:
+def cross_entropy(
+    x: Array, labels: Array, smoothing: float = 0.0, ignored: int = -100
+) -> tuple[Array, Array]:
     """(-sum(target log softmax(x)), softmax(x)) over dim 1: shapes (N, *), (N, C, *).
 
-    Half precision is computed in float32 and rounded once, at the end.
+    Half precision is computed in float32 and rounded once, at the end. Labels out of
+    range have been refused by `count_labels`, or on a GPU have a term of NaN.
     """
     if on_gpu(x):
-        return cuda_softmax.cross_entropy(x, labels, smoothing)
+        return cuda_softmax.cross_entropy(x, labels, smoothing, ignored)
     loop = _loop("forward", x, labels)
     if loop is not None:
         terms, p = numpy.empty(len(x), x.dtype), numpy.empty(x.shape, x.dtype)
-        _run(loop, x.shape, smoothing, x, labels, terms, p)
+        _run(loop, x.shape, ignored, smoothing, x, labels, terms, p)
         return terms, p
+    left_out = labels == ignored
+    chosen = numpy.expand_dims(numpy.where(left_out, 0, labels), 1)
     wide = widened(x)
     p = wide - wide.max(axis=1, keepdims=True)
-    target = numpy.take_along_axis(p, numpy.expand_dims(labels, 1), 1)
+    target = numpy.take_along_axis(p, chosen, 1)
     if smoothing:
         even = p.mean(axis=1, keepdims=True)
         target = target * (1 - smoothing) + even * smoothing
@@ -141,24 +167,42 @@ def cross_entropy(x: Array, labels: Array, smoothing: float = 0.0) -> tuple:
     total = p.sum(axis=1, keepdims=True)
     p /= total
     terms = (numpy.log(total) - target).reshape(labels.shape)
+    terms[left_out] = 0
     return terms.astype(x.dtype, copy=False), p.astype(x.dtype, copy=False)
 
 
-def deviation(g: Array, p: Array, labels: Array, smoothing: float = 0.0) -> Array:
+def deviation(
+    g: Array, p: Array, labels: Array, smoothing: float = 0.0, ignored: int = -100
+) -> Array:
     """(p - target) g, the gradient of the scores; g (N, *)."""
     if on_gpu(p):
-        return cuda_softmax.deviation(g, p, labels, smoothing)
+        return cuda_softmax.deviation(g, p, labels, smoothing, ignored)
     loop = _loop("deviation", p, labels) if g.dtype == p.dtype else None
     if loop is not None:
         y = numpy.empty(p.shape, p.dtype)
-        _run(loop, p.shape, smoothing, g, labels, p, y)
+        _run(loop, p.shape, ignored, smoothing, g, labels, p, y)
         return y
+    left_out = labels == ignored
+    labels, g = numpy.where(left_out, 0, labels), numpy.where(left_out, 0, g)
     even = smoothing / max(p.shape[1], 1)
     y = (p - even if even else p) * numpy.expand_dims(g, 1)
     places = list(numpy.ix_(*[numpy.arange(n) for n in labels.shape]))
     places.insert(1, labels)
     y[tuple(places)] -= (1 - smoothing) * g
     return y
+
+
+def counted_mean(
+    terms: Array, labels: Array, ignored: int = -100
+) -> tuple[Array, Array, Array]:
+    """(total, count, mean) of the terms (N, *) whose labels count: numbers, which stay
+    where the terms are. Total and count are of the type to compute in."""
+    if on_gpu(terms):
+        return cuda_softmax.counted_mean(terms, labels, ignored)
+    total = numpy.asarray(widened(terms).sum())
+    count = numpy.asarray((labels != ignored).sum(), total.dtype)
+    with numpy.errstate(invalid="ignore"):  # no label counts: 0 / 0
+        return total, count, numpy.asarray(total / count, terms.dtype)
 
 
 def _loop(name, x, labels):
@@ -168,11 +212,11 @@ def _loop(name, x, labels):
     return _function(name, x.dtype) if labels.dtype == numpy.int64 else None
 
 
-def _run(function, shape, smoothing, first, labels, *rest):
+def _run(function, shape, ignored, smoothing, first, labels, *rest):
     """`first` and the labels in any order of memory; the rest are contiguous."""
     arrays = [numpy.ascontiguousarray(a) for a in (first, labels, *rest)]
     threads = get_num_threads() if shape[0] * shape[1] > SERIAL_SIZE else 1
-    function(*map(compiler.pointer, arrays), *shape, threads, smoothing)
+    function(*map(compiler.pointer, arrays), *shape, ignored, threads, smoothing)
 
 
 @cache
@@ -184,6 +228,6 @@ def _function(name, dtype):
         return None
     function = library[f"{name}_{kind}"]
     function.restype = None
-    numbers = [ctypes.c_int64] * 3 + [ctypes.c_double]
+    numbers = [ctypes.c_int64] * 4 + [ctypes.c_double]
     function.argtypes = [ctypes.c_void_p] * 4 + numbers
     return function

@@ -4,13 +4,13 @@ A label out of range raises IndexError on a CPU; on a GPU, where looking would m
 waiting for the device, it gives a loss of NaN.
 """
 
-from functools import partial
-
 from minidl.array import cross_entropy as raw
 from minidl.array.device import array_module, on_gpu
 from minidl.array.dtypes import is_floating_point
 from minidl.autograd.function import Op
+from minidl.autograd.structure import stretched
 from minidl.autograd.tensor import Tensor
+from minidl.ops.elementwise import where
 from minidl.ops.index import Gather
 from minidl.ops.loss import older, reduced
 from minidl.ops.operands import as_tensor
@@ -20,21 +20,22 @@ from minidl.ops.softmax import log_softmax
 class CrossEntropy(Op):
     """-sum(target log softmax(x)) over dim 1, and softmax(x): (N, C, *) -> (N, *).
 
-    target = (1 - smoothing) one_hot(label) + smoothing / C. The second output stays
-    inside: kept for backward, it can be differentiated again.
+    target = (1 - smoothing) one_hot(label) + smoothing / C; where a label is ignored,
+    the term is 0. The second output stays inside: kept for backward, it can be
+    differentiated again.
     """
 
     materialize_grads = False
 
-    def forward(self, x, labels, smoothing):
-        self.smoothing = smoothing
-        terms, p = raw.cross_entropy(x, labels, smoothing)
+    def forward(self, x, labels, smoothing, ignored):
+        self.options = smoothing, ignored
+        terms, p = raw.cross_entropy(x, labels, smoothing, ignored)
         self.save_for_backward(p, labels)
         return terms, p
 
     def backward(self, g, gp):
         p, labels = self.saved_tensors
-        gx = None if g is None else Deviation.apply(g, p, labels, self.smoothing)
+        gx = None if g is None else Deviation.apply(g, p, labels, *self.options)
         if gp is not None:
             through = gp * p
             through = through - p * through.sum(1, True)
@@ -43,18 +44,46 @@ class CrossEntropy(Op):
 
 
 class Deviation(Op):
-    """(p - target) g, for p (N, C, *), g and label (N, *)"""
+    """(p - target) g, for p (N, C, *), g and label (N, *); 0 where it is ignored"""
 
-    def forward(self, g, p, labels, smoothing):
-        self.smoothing = smoothing
+    def forward(self, g, p, labels, smoothing, ignored):
+        self.options = smoothing, ignored
         self.save_for_backward(g if self.edges[1] is not None else None, p, labels)
-        return raw.deviation(g, p, labels, smoothing)
+        return raw.deviation(g, p, labels, smoothing, ignored)
 
     def backward(self, gy):
         g, p, labels = self.saved_tensors
-        even = self.smoothing / max(p.shape[1], 1)
-        gg = (gy * (p - even)).sum(1) - picked(gy, labels.data) * (1 - self.smoothing)
+        smoothing, ignored = self.options
+        classes = p.shape[1]
+        labels, share, _ = raw.valid_labels(
+            "cross_entropy", labels.data, classes, ignored, p.dtype
+        )
+        if share is not None:
+            gy = gy * Tensor(share.astype(p.dtype, copy=False)).unsqueeze(1)
+        gg = (gy * (p - smoothing / max(classes, 1))).sum(1)
+        gg = gg - picked(gy, labels) * (1 - smoothing)
         return gg, None if g is None else gy * g.unsqueeze(1)
+
+
+class CountedMean(Op):
+    """total / count, total = sum(terms) and count, of the terms whose labels count."""
+
+    materialize_grads = False
+
+    def forward(self, terms, labels, ignored):
+        self.shape = terms.shape
+        total, count, mean = raw.counted_mean(terms, labels, ignored)
+        self.undifferentiable = (count,)
+        self.save_for_backward(count)
+        return mean, total, count
+
+    def backward(self, g, g_total, _):
+        if g is not None:
+            (count,) = self.saved_tensors
+            g = g / count
+        if g_total is not None:
+            g = g_total if g is None else g + g_total
+        return stretched(g, self.shape)
 
 
 def picked(x: Tensor, labels) -> Tensor:
@@ -88,25 +117,31 @@ def cross_entropy(
     input, target = scores_and_target("cross_entropy", input, target, weight)
     if target.shape == input.shape and is_floating_point(target.dtype):
         return of_probabilities(input, target, weight, reduction, label_smoothing)
-    labels = target, weight, ignore_index
-    if label_smoothing and weight is not None:
-        scores = log_softmax(input, min(1, input.ndim - 1))
-        terms, count = of_labels("cross_entropy", minus_picked, scores, *labels)
-        share = label_smoothing / input.shape[min(1, input.ndim - 1)]
-        uniform = minus_sum(scores, target, weight, ignore_index)
+    if weight is None:
+        return unweighted(input, target, ignore_index, reduction, label_smoothing)
+    dim = min(1, input.ndim - 1)
+    scores, labels = log_softmax(input, dim), (target, weight, ignore_index)
+    terms, count = of_labels("cross_entropy", scores, *labels)
+    if label_smoothing:
+        share = label_smoothing / input.shape[dim]
+        uniform = minus_sum(scores, *labels)
         terms = terms * (1 - label_smoothing) + uniform * share
-    else:
-        log_loss = partial(smoothed_log_loss, smoothing=label_smoothing)
-        terms, count = of_labels("cross_entropy", log_loss, input, *labels)
     return reduced(terms, reduction, count)
 
 
-def smoothed_log_loss(x: Tensor, labels, smoothing: float) -> Tensor:
-    return CrossEntropy.apply(x, labels, smoothing)[0]
-
-
-def minus_picked(x: Tensor, labels) -> Tensor:
-    return -picked(x, labels)
+def unweighted(input, target, ignored: int, reduction: str, smoothing: float) -> Tensor:
+    """Cross entropy with labels that count alike, or not at all."""
+    alone = input.ndim == 1 and not target.ndim
+    if alone:
+        input, target = input.reshape(1, -1), target.reshape(1)
+    check_target("cross_entropy", input, target)
+    labels = target.data
+    count = raw.count_labels("cross_entropy", labels, input.shape[1], ignored)
+    terms, _ = CrossEntropy.apply(input, labels, smoothing, ignored)
+    if count is None and reduction == "mean":
+        mean, mean.total, mean.count = CountedMean.apply(terms, labels, ignored)
+        return mean
+    return reduced(terms.reshape(()) if alone else terms, reduction, count)
 
 
 def minus_sum(scores: Tensor, target: Tensor, weight, ignore_index: int) -> Tensor:
@@ -141,31 +176,30 @@ def nll_loss(
 ) -> Tensor:
     """-weight[t] input[t], for logarithms of probabilities; see cross_entropy."""
     input, target = scores_and_target("nll_loss", input, target, weight)
-    terms, count = of_labels(
-        "nll_loss", minus_picked, input, target, weight, ignore_index
-    )
+    terms, count = of_labels("nll_loss", input, target, weight, ignore_index)
     return reduced(terms, older(size_average, reduce, reduction), count)
 
 
-def of_labels(name, terms_of, input, target, weight, ignore_index) -> tuple:
-    """terms_of(scores, labels) times their weights, and the sum of the weights."""
+def of_labels(name, input, target, weight, ignore_index) -> tuple:
+    """-input[t] times its weight, and the sum of the weights."""
     if input.ndim == 1:
         if target.ndim:
             refuse_shape(name, input, target)
         scores, one = input.reshape(1, -1), target.reshape(1)
-        terms, count = of_labels(name, terms_of, scores, one, weight, ignore_index)
+        terms, count = of_labels(name, scores, one, weight, ignore_index)
         return terms.reshape(()), count
     check_target(name, input, target)
     labels, share, count = raw.valid_labels(
         name, target.data, input.shape[1], ignore_index, input.dtype
     )
-    terms = terms_of(input, labels)
+    terms = -picked(input, labels)
     if weight is not None:
         chosen = weight.data[labels]
-        share = chosen if share is None else chosen * share
-        count = share.sum()
-    if share is not None:
-        terms = terms * Tensor(share.astype(terms.dtype, copy=False))
+        terms = terms * Tensor(chosen.astype(terms.dtype, copy=False))
+        count = (chosen if share is None else chosen * share).sum()
+    if share is not None:  # 0 where a label is ignored, its gradient too
+        kept = Tensor(share.astype(terms.dtype, copy=False))
+        terms = where(kept != 0, terms * kept, 0.0)
     return terms, counted(count)
 
 
