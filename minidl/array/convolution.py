@@ -15,7 +15,7 @@ NumPy, arranged so that everything stays in cache, and hands batches on to
 
 import numpy as np
 
-from minidl.array import channel_sums, cuda_channel_sums, cudnn
+from minidl.array import channel_sums, cuda_bias, cudnn
 from minidl.array import convolution_columns as columns
 from minidl.array import convolution_cpu as cpu
 from minidl.array import convolution_sweep as sweep
@@ -179,7 +179,7 @@ def _summed_on_gpu(gy, y, out):
     if not gy.size:
         return gy, array_module(gy).zeros(gy.shape[1], gy.dtype)
     same = out is not None and out.dtype == gy.dtype
-    g, gb = cuda_channel_sums.bias_gradient(gy, y, out if same else None)
+    g, gb = cuda_bias.bias_gradient(gy, y, out if same else None)
     return g, gb.astype(gy.dtype, copy=False)
 
 

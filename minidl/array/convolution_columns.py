@@ -13,6 +13,7 @@ from math import prod
 
 import numpy as np
 
+from minidl.array.bias import add_bias
 from minidl.array.device import array_module
 from minidl.array.matmul import matmul
 from minidl.array.rectifier import rectify
@@ -29,7 +30,7 @@ def forward(x, w, b, shape, stride, padding, dilation, groups, relu=False):
     if groups == 1 and _is_pixel(w, stride, padding):
         matmul(weights[0], _flat(x), flat)
         if b is not None:
-            flat += b[:, None]
+            return add_bias(y, b, relu)
         return rectify(out=y) if relu else y
     for part in _chunks(x, w.shape, shape[2:]):
         made = columns(x[part], w.shape[2:], *window)

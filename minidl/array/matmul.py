@@ -2,7 +2,8 @@
 
 import numpy
 
-from . import blas, cublas, cuda_channel_sums
+from . import blas, cublas, cuda_bias
+from .bias import add_bias
 from .casting import cast
 from .device import Array, array_module
 from .dtypes import widened
@@ -43,13 +44,12 @@ def matmul(
 def linear(x: Array, w: Array, b: Array | None = None, relu: bool = False) -> Array:
     """x w^T + b, or max(0, that), for matrices x (n, in) and w (out, in), b (out)."""
     y = blas.product(x, w.T, None, b, relu) if array_module(x) is numpy else None
-    if y is None:
-        y = matmul(x, w.T)
-        if b is not None:
-            y += b
-        if relu:
-            rectify(out=y)
-    return y
+    if y is not None:
+        return y
+    y = matmul(x, w.T)
+    if b is not None:
+        return add_bias(y, b, relu)
+    return rectify(out=y) if relu else y
 
 
 def bias_gradient(
@@ -60,7 +60,7 @@ def bias_gradient(
     The sum is written to `out`, of the type to compute in, where that is given.
     """
     if array_module(g) is not numpy and g.size:
-        g, sums = cuda_channel_sums.bias_gradient(g, y, out)
+        g, sums = cuda_bias.bias_gradient(g, y, out)
         return g, sums.astype(g.dtype, copy=False) if out is None else out
     both = blas.column_sums(g, y, out) if array_module(g) is numpy else None
     if both is None:

@@ -2,6 +2,7 @@
 three operations, and the gradients of each are the other two."""
 
 from minidl.array import convolution as raw
+from minidl.array.bias import add_bias
 from minidl.autograd.function import Op
 from minidl.autograd.structure import BroadcastTo
 from minidl.autograd.tensor import Tensor
@@ -51,9 +52,7 @@ class ConvInput(Op):
         needs = self.needs_input_grad
         self.save_for_backward(gy if needs[1] else None, w if needs[0] else None)
         x = raw.conv_input_gradient(gy, w, x_shape, *settings)
-        if b is not None:
-            x += b.reshape(-1, *(1,) * (x.ndim - 2))
-        return x
+        return x if b is None else add_bias(x, b)
 
     def backward(self, g):
         gy, w = self.saved_tensors

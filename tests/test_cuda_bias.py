@@ -1,9 +1,10 @@
-"""The gradients of biases on a GPU: sums over all but the channels, in one pass."""
+"""Biases on a GPU: added in one launch; and their gradients, sums over all else."""
 
 import numpy as np
 import pytest
 
-from minidl.array import cuda_channel_sums
+from minidl.array import cuda_bias
+from minidl.array.bias import add_bias
 from minidl.array.convolution import conv_bias_gradient, conv_rectified_gradient
 from minidl.array.device import bfloat16
 from minidl.array.matmul import bias_gradient
@@ -11,6 +12,33 @@ from minidl.array.matmul import bias_gradient
 pytest.importorskip("cupy", reason="CuPy is not installed")
 TOLERANCE = {8: 1e-13, 4: 1e-5, 2: 1e-2}
 SHAPES = [(5, 3), (70, 12), (300, 33), (4, 3, 7, 7), (2, 4, 6, 5), (3, 2, 40, 60)]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64", bfloat16 or "float16"])
+def test_a_bias_is_added_in_one_launch(stand_in, dtype, relu):
+    cupy, draw = stand_in.cupy, np.random.default_rng(0)
+    for shape in (*SHAPES, (1, 1), (2, 3, 1), (0, 3)):
+        y, b = draw.normal(size=shape).astype(dtype), draw.normal(size=shape[1])
+        y.reshape(-1)[:1] = np.nan
+        b = b.astype("float64" if dtype == "float64" else "float32")
+        want = y.astype(float) + b.reshape(-1, *[1] * (len(shape) - 2))
+        want = np.where(want <= 0, 0, want) if relu else want
+        there, bias = cupy.asarray(y), cupy.asarray(b)
+        whole = cupy.empty(y.size + 1, dtype)
+        beside = whole[1:].reshape(shape)  # not aligned
+        beside[...] = there
+        stand_in.reset()
+        assert add_bias(there, bias, relu) is there
+        assert not y.size or stand_in.launches == ["add_bias"]
+        add_bias(beside, bias, relu)
+        for got in (there, beside):
+            np.testing.assert_allclose(
+                got.get().astype(float), want, *[TOLERANCE[y.itemsize]] * 2
+            )
+    last = cupy.moveaxis(cupy.asarray(np.ones((2, 4, 3), "float32")), -1, 1)
+    add_bias(last, cupy.asarray(np.arange(3.0)))
+    assert last.get()[1, :, 2].tolist() == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -32,8 +60,8 @@ def test_sums_over_all_but_the_channels(stand_in, shape, dtype):
             ]
         stand_in.reset()
         results = [
-            (cuda_channel_sums.bias_gradient(there[0]), exact),
-            (cuda_channel_sums.bias_gradient(*there), kept),
+            (cuda_bias.bias_gradient(there[0]), exact),
+            (cuda_bias.bias_gradient(*there), kept),
         ]
         assert len(stand_in.launches) <= 4
         assert not stand_in.syncs and not stand_in.uploads

@@ -1,12 +1,37 @@
-"""Sums over all but the channels on a GPU, which are the gradients of biases."""
+"""Biases of channels on a GPU: added, and their gradients, sums over all else."""
+
+from math import gcd
 
 import numpy
 
 from .cuda_channels import Channels, sizes_of
 from .cuda_layout import in_memory, like_that, usual
-from .cuda_source import empty
+from .cuda_source import PACKS, aligned, blocks, contiguous, empty, function, types_of
 from .device import Array
 
+BLOCK = 256  # threads
+_ADDING = (
+    PACKS
+    + """
+// y + b[k], or its ReLU, for y of (A, K, B): NaN stays NaN. A thread has AHEAD packs, a
+// block apart, which are on their way together; a pack is of one channel, or of OWN.
+extern "C" __global__ void add_bias(S* y, const P* b, I count, I K, I B) {
+    const I first = blockIdx.x * (I)(BLOCK * AHEAD) + threadIdx.x;
+    Packed v[AHEAD];
+    UNROLLED(u, AHEAD) if (const I n = first + u * BLOCK; n < count)
+        v[u] = ((const Packed*)y)[n];
+    UNROLLED(u, AHEAD) if (const I n = first + u * BLOCK; n < count) {
+        Some some = unpacked(v[u]);
+        const P* own = b + n / B % K * OWN;
+        UNROLLED(k, VECTOR) {
+            const T value = (T)some.at[k] + (T)own[k % OWN];
+            some.at[k] = (S)(RELU && value <= T(0) ? T(0) : value);
+        }
+        store(y + n * VECTOR, some);
+    }
+}
+"""
+)
 _SOURCE = """
 struct Total {
     T value;
@@ -36,6 +61,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4) totals(
     if (FIRST) UNROLLED(c, OWN) shares[blockIdx.y * K + k + c] = mine[c].value;
 }
 """
+
+
+def add_bias(y: Array, b: Array, relu: bool) -> Array:
+    """y (N, K, *), contiguous, with b (K) added to it in place, or the ReLU of that."""
+    N, K, B = sizes_of(y, False)
+    vector = gcd(K if B == 1 else B, 16 // y.itemsize) if aligned(y) else 1
+    own = vector if B == 1 else 1
+    ahead = 4 if vector > 1 else 8
+    numbers = ("VECTOR", vector), ("OWN", own), ("AHEAD", ahead), ("BLOCK", BLOCK)
+    types = (*types_of(y), ("P", b.dtype))
+    kernel = function(_ADDING, types, (*numbers, ("RELU", int(relu))), "add_bias")
+    count = y.size // vector
+    sizes = map(types[2][1].type, (count, K // own, B * own // vector))
+    kernel((blocks(count, BLOCK * ahead),), (BLOCK,), (y, contiguous(b), *sizes))
+    return y
 
 
 def bias_gradient(
