@@ -5,7 +5,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl.array import cross_entropy, cuda_softmax, cuda_teams, softmax
+from minidl.array import (
+    cross_entropy,
+    cuda_cross_entropy,
+    cuda_softmax,
+    cuda_teams,
+    softmax,
+)
 from minidl.array.cuda_source import source_of, types_of
 from minidl.array.device import bfloat16
 
@@ -152,7 +158,8 @@ def test_the_kernels_compile(nvrtc):  # noqa: F811
     ):
         for text, extra in (
             (cuda_softmax._SOFTMAX, ()),
-            (cuda_softmax._CROSS_ENTROPY, (("L", np.dtype("int64")),)),
+            (cuda_cross_entropy._CROSS_ENTROPY, (("L", np.dtype("int64")),)),
+            (cuda_cross_entropy._COUNTED, (("L", np.dtype("uint8")),)),
         ):
             types = (*types_of(np.empty(0, dtype)), *extra)
             numbers = (("TEAM", team), ("VECTOR", vector))

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy
 
-from . import compiler, cuda_softmax
+from . import compiler, cuda_cross_entropy
 from .cuda_source import empty
 from .device import Array, on_gpu
 from .dtypes import widened
@@ -149,7 +149,7 @@ def cross_entropy(
     range have been refused by `count_labels`, or on a GPU have a term of NaN.
     """
     if on_gpu(x):
-        return cuda_softmax.cross_entropy(x, labels, smoothing, ignored)
+        return cuda_cross_entropy.cross_entropy(x, labels, smoothing, ignored)
     loop = _loop("forward", x, labels)
     if loop is not None:
         terms, p = numpy.empty(len(x), x.dtype), numpy.empty(x.shape, x.dtype)
@@ -176,7 +176,7 @@ def deviation(
 ) -> Array:
     """(p - target) g, the gradient of the scores; g (N, *)."""
     if on_gpu(p):
-        return cuda_softmax.deviation(g, p, labels, smoothing, ignored)
+        return cuda_cross_entropy.deviation(g, p, labels, smoothing, ignored)
     loop = _loop("deviation", p, labels) if g.dtype == p.dtype else None
     if loop is not None:
         y = numpy.empty(p.shape, p.dtype)
@@ -198,7 +198,7 @@ def counted_mean(
     """(total, count, mean) of the terms (N, *) whose labels count: numbers, which stay
     where the terms are. Total and count are of the type to compute in."""
     if on_gpu(terms):
-        return cuda_softmax.counted_mean(terms, labels, ignored)
+        return cuda_cross_entropy.counted_mean(terms, labels, ignored)
     total = numpy.asarray(widened(terms).sum())
     count = numpy.asarray((labels != ignored).sum(), total.dtype)
     with numpy.errstate(invalid="ignore"):  # no label counts: 0 / 0

@@ -9,8 +9,10 @@ from functools import wraps
 
 from minidl.array import (
     cublas,
+    cuda_bias,
+    cuda_channels,
+    cuda_cross_entropy,
     cuda_layer_norm,
-    cuda_norm,
     cuda_pool,
     cuda_softmax,
     cudnn,
@@ -124,8 +126,10 @@ def kernels() -> list[tuple[object, str, Callable]]:
         (cudnn, "run", named("cudnn.convolution")),
         *((window_kernels, n, named(n)) for n in ("columns", "images", "swap")),
         (cuda_softmax, "launch", second),
+        (cuda_cross_entropy, "launch", second),
         (cuda_layer_norm, "launch", second),
-        (cuda_norm.Channels, "launch", second),
+        (cuda_channels.Channels, "launch", lambda _, source, name, *__: name),
+        (cuda_bias, "add_bias", named("add_bias")),
         (cuda_pool, "_launch", lambda name, *_: name),
         (euclid, "on_device", named("norm")),
         (Graph, "replay", named("graph replay")),
