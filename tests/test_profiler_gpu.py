@@ -7,7 +7,8 @@ import pytest
 from gpu_ranks import passed, ranks, run
 from test_profiler import assert_nested, batch_of, lanes_of, model_of, steps
 
-from minidl import train
+import minidl as md
+from minidl import optim, train
 from minidl.array.device import gpu_available
 from minidl.distributed import Alone
 from minidl.nn import functional as F
@@ -43,6 +44,22 @@ def test_the_gpus_own_times(stand_in, tmp_path, monkeypatch):
     assert pushed.count(None) * 2 == len(pushed) > 100
     assert sorted(filter(None, pushed)) == sorted(n for n in gpu if n[:5] != "step ")
     assert "cublas.matmul" in profile.key_averages().table(row_limit=100)
+
+
+def test_every_kernel_of_a_step_is_in_its_trace(stand_in):
+    from test_machine_code import network
+
+    model, x = network(), md.randn(4, 4, 32, 32, device="cuda")
+    optimizer, labels = optim.Adam(model.parameters()), md.arange(4, device="cuda")
+    with train.profile() as profile:
+        stand_in.reset()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+        launched = {name.removeprefix("minidl_") for name in stand_in.launches}
+    traced = {r.name for r in profile.record().gpu if r.category == "kernel"}
+    of_cupy = {name for name in launched if hasattr(stand_in.cupy, name)}
+    assert launched - traced - of_cupy <= {"gemm", "setitem", "fill"}
+    assert {"totals", "moments", "add_bias", "dropout", "cross_entropy"} <= traced
 
 
 def test_captured_steps(stand_in):
