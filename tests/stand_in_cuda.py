@@ -11,7 +11,14 @@ import weakref
 
 import cupy
 from stand_in_graph import Capture, Graph, launches
-from stand_in_memory import TOTAL, check_access, default_pool, hazards, local
+from stand_in_memory import (
+    TOTAL,
+    check_access,
+    check_fill,
+    default_pool,
+    hazards,
+    local,
+)
 
 CUDARuntimeError = cupy.cuda.runtime.CUDARuntimeError
 INVALID_DEVICE, INVALID_HANDLE, NOT_READY = 101, 400, 600
@@ -290,6 +297,7 @@ def enqueue(name: str, run, reads=(), writes=(), stream=None, kind=launches) -> 
         if stream is not stream.capture.origin:
             stream.capture.joined[stream] = None
         return True
+    check_fill(writes)
     check_access(reads, stream, False)
     check_access(writes, stream, True)
     run()

@@ -39,6 +39,7 @@ class Memory:
         self._guards = whole[:start], whole[start + size :]
         self.ptr, self.size, self.device_id = self.bytes.ctypes.data, size, device_id
         self.pool = None if pool is None else weakref.ref(pool)
+        self.recorded = stream.capture is not None and pool is not default_pool
         Memory.alive.add(self)
         self.accesses = {}  # (first byte, last byte, stream, writes): tick
         weakref.finalize(self, _freed, self.accesses, stream).atexit = False
@@ -155,6 +156,19 @@ def check_access(arrays, stream, writes: bool) -> None:
                     "event between them"
                 )
         memory.accesses[first, last, stream.ptr, writes] = tick
+
+
+def check_fill(arrays) -> None:
+    """Raise for what is written between replays to memory of the graph's own.
+
+    A recording's pool gives the same bytes to one array after another, so those that
+    had them before are written by the replay until its turn comes.
+    """
+    if any(memory.recorded for memory, _ in arrays):
+        raise RuntimeError(
+            "memory that a recording took from a pool of its own is written between "
+            "replays: what a replay is to find there needs another pool"
+        )
 
 
 def check_host(ptr: int, size: int) -> None:

@@ -100,10 +100,15 @@ class Graph:
         """What renews, before every replay, numbers that the recording has used.
 
         Made once a key, by make(key). It has `recorded`, called when the recording is
-        over, and `before` and `after`, called around every replay.
+        over, and `before` and `after`, called around every replay. Its memory is not
+        of the graph's pool, which gives the same to arrays that come and go: the replay
+        would overwrite what `before` has written.
         """
         if key not in self.companions:
-            self.companions[key] = make(key)
+            with self.cuda.using_allocator(
+                cupy_module().get_default_memory_pool().malloc
+            ):
+                self.companions[key] = make(key)
         return self.companions[key]
 
     def replay(self) -> Any:
