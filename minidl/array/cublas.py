@@ -14,7 +14,7 @@ from math import prod
 
 import numpy
 
-from .device import Array, bfloat16, cupy_module
+from .device import Array, bfloat16, check_devices, cupy_module
 from .errors import DependencyError, DeviceError
 from .precision import tf32
 
@@ -81,10 +81,7 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool) -> Array:
         raise ValueError(f"matrix product of shapes {given}: they do not fit")
     places = {x.data.device_id for x in (a, b, out) if x is not None and x.size}
     if len(places) > 1:
-        raise DeviceError(
-            f"a matrix product needs its arrays on one device, got them on "
-            f"{' and '.join(f'cuda:{n}' for n in sorted(places))}"
-        )
+        check_devices("a matrix product", a, b, out)
     cupy = cupy_module()
     with a.device:
         if out is None:

@@ -9,8 +9,7 @@ import numpy
 from . import arguments, cuda_vectors, layout
 from .body import PREAMBLE
 from .cuda_source import C_TYPE
-from .device import cupy_module, device_of
-from .errors import DeviceError
+from .device import check_devices, cupy_module
 
 # a * b + c rounds twice, as on a CPU: random numbers and masks are then the same
 # everywhere. It costs nothing where memory is the limit.
@@ -23,12 +22,7 @@ def run(kernel, inputs, outs, values) -> tuple:
     present = [out for out in outs if out is not None]
     arrays = [*inputs, *present]
     scalar_arrays = [value for value in values if isinstance(value, cupy.ndarray)]
-    devices = [device_of(array) for array in [*arrays, *scalar_arrays]]
-    if len(set(devices)) > 1:
-        raise DeviceError(
-            f"kernel {kernel.name!r} needs its arrays on one device, "
-            f"got them on {', '.join(devices)}"
-        )
+    check_devices(f"kernel {kernel.name!r}", *arrays, *scalar_arrays)
     arguments.check_scalars(kernel, values)
     values = [v.item() if isinstance(v, numpy.ndarray) else v for v in values]
     T, dtypes, scalars = arguments.signature(kernel, inputs, outs, values)

@@ -117,12 +117,33 @@ def device_of(array: Array) -> str:
     return f"cuda:{array.device.id}" if on_gpu(array) else "cpu"
 
 
+def check_devices(name: str, *arguments: Any) -> None:
+    """Raise DeviceError where not all arrays among the arguments are on one device."""
+    places = dict.fromkeys(device_of(x) for x in arguments if is_array(x))
+    if len(places) > 1:
+        advice = "move some with .to()"
+        if "cpu" not in places:
+            advice += ", or make the GPU to compute on the current one, as place() does"
+        raise DeviceError(
+            f"{name} needs its arrays on one device, got them on {' and '.join(places)}"
+            f"; {advice}"
+        ) from None  # what else has gone wrong has done so for that
+
+
 def use_device(device: str):
     """A context in which new arrays and kernels go to this device."""
     device = canonical_device(device)
     if device == "cpu":
         return nullcontext()
     return cupy_module().cuda.Device(int(device[5:]))
+
+
+def take_device(device: str | None) -> str:
+    """Make a GPU this thread's current one, on which "cuda" computes; its full name."""
+    device = canonical_device(device)
+    if device != "cpu":
+        cupy_module().cuda.Device(int(device[5:])).use()
+    return device
 
 
 def to_device(array: Array, device: str) -> Array:

@@ -11,7 +11,7 @@ end.
 
 from itertools import count
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, check_devices
 from minidl.array.dtypes import is_floating_point
 from minidl.autograd.mode import recording
 from minidl.autograd.tensor import Tensor
@@ -42,9 +42,13 @@ def pack(saved, inputs, result) -> list:
     return kept
 
 
-def refuse_shapes(error: ValueError, arrays) -> None:
-    """Say in PyTorch's type of error, and in one sentence, what did not broadcast."""
-    if "broadcast" in str(error) or "shapes do not fit" in str(error):
+def explain(error: Exception, name: str, arrays) -> None:
+    """Say in PyTorch's type of error, and in one sentence, what did not fit: devices,
+    which are asked about only here so that what works does not wait for it, or shapes.
+    """
+    check_devices(name, *arrays)
+    message = str(error) if isinstance(error, ValueError) else ""
+    if "broadcast" in message or "shapes do not fit" in message:
         shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
         raise RuntimeError(f"shapes {shapes} do not broadcast") from None
 
@@ -94,8 +98,8 @@ class Op:
             edges.append(edge)
         try:
             result = node.run(inputs) if node.wants_tensors else node.forward(*arrays)
-        except ValueError as error:
-            refuse_shapes(error, arrays)
+        except Exception as error:
+            explain(error, cls.__name__, arrays)
             raise
         several = type(result) is tuple
         if not needed:

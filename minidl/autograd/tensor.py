@@ -187,6 +187,7 @@ class Tensor:
                 f"a grad of shape {value.shape} and type {value.dtype} was given to a "
                 f"Tensor of shape {self.shape} and type {self.dtype}"
             )
+        devices.check_devices("an assignment to grad", self.data, value.data)
 
     def empty_gradient(self):
         """The array that the first gradient of a step is to be written into, if any."""

@@ -12,7 +12,7 @@ Gradients that are to be differentiated again travel as Tensors, others as bare 
 from collections import Counter
 from operator import attrgetter
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, check_devices
 from minidl.autograd.function import FREED, Op
 from minidl.autograd.mode import set_grad_enabled
 from minidl.autograd.structure import Add, Cast, SumTo, check_sum_to
@@ -55,7 +55,9 @@ class Walk:
             raise RuntimeError(
                 f"gradient has shape {gradient.shape}, the result has {root.shape}"
             )
-        elif gradient.dtype != root.dtype:
+        else:
+            check_devices("backward", root.data, gradient.data)
+        if gradient.dtype != root.dtype:
             gradient = Cast.apply(gradient, root.dtype)
         self.roots.append((root, gradient if self.create_graph else gradient.data))
 

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from minidl.array.device import array_module, is_array
+from minidl.array.device import array_module, check_devices, is_array
 from minidl.array.scatter import add_rows
 from minidl.autograd.function import Op
 from minidl.autograd.tensor import Tensor
@@ -79,7 +79,7 @@ def read_index(x, index) -> tuple:
     xp = array_module(x)
     basic, pattern, arrays, masks = [], [], [], []
     for part in index:
-        part = plain(part, xp)
+        part = plain(part, x)
         if isinstance(part, int) and not isinstance(part, bool):
             basic.append(part)
         elif part is None or part is Ellipsis or isinstance(part, slice):
@@ -104,12 +104,18 @@ def read_index(x, index) -> tuple:
     return tuple(basic), tuple(pattern if arrays else ()), distinct, *arrays
 
 
-def plain(part, xp):
-    """A part of an index as None, Ellipsis, a slice, an int, a bool or an array."""
+def plain(part, x):
+    """A part of an index of x as None, Ellipsis, a slice, an int, a bool or an array.
+
+    An array may be on the CPU where x is not; DeviceError for one on another GPU.
+    """
     if part is None or part is Ellipsis or isinstance(part, (slice, int)):
         return part
     if isinstance(part, Tensor):
         part = part.data
+    if array_module(part) is not np:
+        check_devices("indexing", x, part)
+    xp = array_module(x)
     if isinstance(part, (list, range)):
         part = xp.asarray(part, None if len(part) else np.int64)
     if is_array(part) or isinstance(part, np.generic):
@@ -150,7 +156,11 @@ def setitem(input: Tensor, index, value) -> None:
         )
     value = value.data if isinstance(value, Tensor) else value
     basic, pattern, _, *arrays = read_index(input.data, index)
-    if pattern:
-        input.data[basic][fill(pattern, arrays)] = value
-    else:
-        input.data[basic] = value
+    try:
+        if pattern:
+            input.data[basic][fill(pattern, arrays)] = value
+        else:
+            input.data[basic] = value
+    except (TypeError, ValueError):
+        check_devices("an assignment to elements", input.data, value)
+        raise
