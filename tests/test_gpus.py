@@ -2,10 +2,12 @@
 
 import pytest
 
-from minidl import distributed
+import minidl as md
+from minidl import distributed, nn, optim
 from minidl.array.errors import DependencyError, DeviceError, DistributedError
 from minidl.distributed import Simulated, gpus
 from minidl.distributed.gpus import Gpu, Report
+from minidl.nn import functional as F
 
 
 def seen(*buses):
@@ -51,6 +53,25 @@ def test_ranks_agree_on_their_devices(stand_in):
     said = r"rank 1 on host \S+ would share a GPU: the 1 that it sees \(0000:00:00.0\) "
     with pytest.raises(DistributedError, match=said + "are taken by rank 0; start one"):
         own(share=False)
+
+
+def test_a_rank_computes_on_the_gpu_that_it_takes(stand_in):
+    """Also what says no more than "cuda", and with no context around it."""
+
+    def train(c):
+        device = gpus.own(c, "auto", False)
+        model = nn.Linear(3, 2).to(device)
+        x = md.randn(4, 3, device="cuda")
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        loss = F.cross_entropy(model(x).relu() + 1, md.tensor([0, 1, 1, 0]).to(device))
+        loss.backward()
+        optimizer.step()
+        return device, x.device, loss.device, model.weight.grad.device
+
+    stand_in.remove()
+    stand_in.install(devices=2)
+    assert Simulated(2).run(train) == [("cuda:0",) * 4, ("cuda:1",) * 4]
+    assert distributed.Alone().place("cuda:1") == md.zeros(1, device="cuda").device
 
 
 def test_a_rank_without_a_gpu_is_named_on_all(stand_in, monkeypatch):

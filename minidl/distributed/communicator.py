@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import nullcontext
 from contextvars import ContextVar
 
-from minidl.array.device import canonical_device, on_gpu
+from minidl.array.device import on_gpu, take_device
 from minidl.distributed.arrays import (
     Call,
     check,
@@ -139,10 +139,11 @@ class Communicator:
         """The device of this rank, "cpu" or "cuda:N": call it on all ranks.
 
         `device` is a name that minidl.tensor takes. Of several GPUs, every rank of a
-        host gets its own, in the order of the ranks. `share` lets ranks have one
-        together (None: as `init` was told).
+        host gets its own, in the order of the ranks; it becomes the thread's current
+        one, which "cuda" then means. `share` lets ranks have one together (None: as
+        `init` was told).
         """
-        return canonical_device(device)
+        return take_device(device)
 
     def barrier(self) -> None:
         """Return when every rank has called it."""

@@ -2,7 +2,12 @@
 
 from typing import NamedTuple
 
-from minidl.array.device import canonical_device, cupy_module, nccl_module
+from minidl.array.device import (
+    canonical_device,
+    cupy_module,
+    nccl_module,
+    take_device,
+)
 from minidl.array.errors import DependencyError, DistributedError
 from minidl.distributed.library import cuda_aware
 
@@ -80,7 +85,7 @@ def own(communicator, device: str | None, share: bool) -> str:
         return name
     chosen = choose(everyone, share)
     check_chosen(everyone, chosen)
-    return f"cuda:{seen[chosen[communicator.rank]]}"
+    return take_device(f"cuda:{seen[chosen[communicator.rank]]}")
 
 
 def check_chosen(everyone: list[tuple[str, list[Gpu]]], chosen: list) -> None:
