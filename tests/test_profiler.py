@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from time import perf_counter_ns
 
 import numpy as np
@@ -14,7 +15,12 @@ from minidl.nn import functional as F
 from minidl.train import hooks, train_step
 from minidl.train.recorder import Range
 from minidl.train.trace import Record, clock_offset
-from minidl.train.trace_table import Averages, communication, exposed_sentence
+from minidl.train.trace_table import (
+    REPLAY,
+    Averages,
+    communication,
+    exposed_sentence,
+)
 
 
 def model_of(communicator, device="cpu"):
@@ -242,3 +248,5 @@ def test_what_is_exposed():
         "communication: 52 % of it exposed (25 to 80 % on 2 ranks), 25 % of a step"
     )
     assert "one rank" in exposed_sentence([first])
+    replayed = replace(first, host=[*first.host, Range(REPLAY, "kernel", 0, 1)])
+    assert "within graph replays" in exposed_sentence([replayed, second])

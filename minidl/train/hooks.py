@@ -32,6 +32,7 @@ from minidl.distributed.nccl import NCCL
 from minidl.distributed.streams import LaneWork
 from minidl.optim import Optimizer
 from minidl.train.recorder import Recorder
+from minidl.train.trace_table import REPLAY
 
 COLLECTIVES = ("all_reduce", "broadcast", "reduce_scatter", "all_gather", "barrier")
 WAITING = ("send_receive", "all_gather_object", "broadcast_object")  # to their end
@@ -132,7 +133,7 @@ def kernels() -> list[tuple[object, str, Callable]]:
         (cuda_bias, "add_bias", named("add_bias")),
         (cuda_pool, "_launch", lambda name, *_: name),
         (euclid, "on_device", named("norm")),
-        (Graph, "replay", named("graph replay")),
+        (Graph, "replay", named(REPLAY)),
     ]
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from minidl.train.recorder import Range
 from minidl.train.trace import Record
 
+REPLAY = "graph replay"
+
 
 class Average(NamedTuple):
     """All ranges of a name and category; nanoseconds, `own` without what is inside."""
@@ -98,6 +100,8 @@ def exposed_sentence(records: list[Record]) -> str:
     found = [communication(record) for record in records]
     if len(records) == 1:
         return "communication: none, on one rank"
+    if any(r.name == REPLAY for record in records for r in record.host):
+        return "communication: within graph replays, of which a trace shows no parts"
     percents = [one.percent for one in found]
     steps = fmean(one.steps for one in found)
     share = 100 * fmean(one.exposed for one in found) / max(steps, 1)
