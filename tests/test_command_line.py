@@ -358,6 +358,17 @@ def test_help_and_version_into_a_full_disk():
         assert "cannot write to standard output" in result.stderr
 
 
+def test_memory_that_does_not_suffice(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        np.empty(2**50)
+
+    monkeypatch.setattr("minidl.train.command_line.train", full)
+    assert main(["train", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("minidl train: out of memory: use a smaller batch, or more")
+    assert "Unable to allocate 8.00 PiB" in said and said.count("\n") == 1
+
+
 def test_a_gpu_that_is_not_there(capsys, monkeypatch):
     monkeypatch.setattr("minidl.array.device.gpu_available", lambda: False)
     assert main(["train", "--device", "gpu"]) == 2

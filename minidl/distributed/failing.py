@@ -13,6 +13,7 @@ from minidl.array.errors import MinidlError
 from minidl.distributed.witness import Witness
 
 PATIENCE = 1.0  # seconds that rank 0 may be behind the others in failing
+OUT_OF_MEMORY = "out of memory: use a smaller batch, or more ranks"
 LINGER = 0.3  # MPICH's mpiexec drops what it has not read when a rank aborts
 
 
@@ -38,10 +39,15 @@ def describe(exception, rank, size, host, doing=""):
     if isinstance(exception, MinidlError):
         return f"{where} {exception}\n"
     said = f"{where}\n{''.join(traceback.format_exception(exception))}"
-    full = "cudaErrorMemoryAllocation" in str(exception)  # CUDA's own, not CuPy's
-    if full or isinstance(exception, MemoryError):
-        said += f"{where} out of memory: use a smaller batch, or more ranks\n"
+    if out_of_memory(exception):
+        said += f"{where} {OUT_OF_MEMORY}\n"
     return said
+
+
+def out_of_memory(exception):
+    """Whether a host's or a GPU's memory was too small."""
+    full = "cudaErrorMemoryAllocation" in str(exception)  # CUDA's own, not CuPy's
+    return full or isinstance(exception, MemoryError)
 
 
 def report(exception, communicator):

@@ -5,6 +5,7 @@ from pathlib import Path
 from minidl import __version__
 from minidl.array.errors import MinidlError
 from minidl.distributed import init, launched
+from minidl.distributed.failing import OUT_OF_MEMORY, out_of_memory
 from minidl.train import collective_bench, comparison, doctor, verification
 from minidl.train.evaluation import evaluate_checkpoint
 from minidl.train.flags import (
@@ -160,3 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         say(f"{command}: interrupted")
         return 130
+    except Exception as error:
+        if launched() or not out_of_memory(error):
+            raise
+        say(f"{command}: {OUT_OF_MEMORY} ({error})")
+        return 1
