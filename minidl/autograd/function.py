@@ -11,8 +11,9 @@ end.
 
 from itertools import count
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, device_of, is_array
 from minidl.array.dtypes import is_floating_point
+from minidl.array.errors import DeviceError
 from minidl.autograd.mode import recording
 from minidl.autograd.tensor import Tensor
 
@@ -42,11 +43,23 @@ def pack(saved, inputs, result) -> list:
     return kept
 
 
-def refuse_shapes(error: ValueError, arrays) -> None:
+def refuse_shapes(error: Exception, arrays) -> None:
     """Say in PyTorch's type of error, and in one sentence, what did not broadcast."""
+    if not isinstance(error, ValueError):
+        return
     if "broadcast" in str(error) or "shapes do not fit" in str(error):
         shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
         raise RuntimeError(f"shapes {shapes} do not broadcast") from None
+
+
+def refuse_devices(name: str, arrays) -> None:
+    """Raise DeviceError for arrays of several devices; here, unlike in PyTorch, a 0-d
+    tensor on the CPU is one too."""
+    places = dict.fromkeys([device_of(x) for x in arrays if is_array(x)])
+    if len(places) > 1:
+        raise DeviceError(
+            f"{name}: its tensors are on {' and '.join(places)}: move one with .to()"
+        ) from None
 
 
 class Op:
@@ -94,7 +107,8 @@ class Op:
             edges.append(edge)
         try:
             result = node.run(inputs) if node.wants_tensors else node.forward(*arrays)
-        except ValueError as error:
+        except Exception as error:
+            refuse_devices(cls.__name__, arrays)
             refuse_shapes(error, arrays)
             raise
         several = type(result) is tuple

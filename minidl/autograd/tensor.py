@@ -182,11 +182,9 @@ class Tensor:
             raise TypeError(
                 f"grad must be a Tensor or None, got {type(value).__name__}"
             )
-        if value.shape != self.shape or value.dtype != self.dtype:
-            raise RuntimeError(
-                f"a grad of shape {value.shape} and type {value.dtype} was given to a "
-                f"Tensor of shape {self.shape} and type {self.dtype}"
-            )
+        its, own = [f"{x.shape}, {x.dtype}, {x.device}" for x in (value, self)]
+        if its != own:
+            raise RuntimeError(f"a grad ({its}) was given to a Tensor ({own})")
 
     def empty_gradient(self):
         """The array that the first gradient of a step is to be written into, if any."""

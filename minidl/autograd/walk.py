@@ -55,6 +55,10 @@ class Walk:
             raise RuntimeError(
                 f"gradient has shape {gradient.shape}, the result has {root.shape}"
             )
+        elif gradient.device != root.device:
+            raise RuntimeError(
+                f"gradient is on {gradient.device}, the result on {root.device}"
+            )
         elif gradient.dtype != root.dtype:
             gradient = Cast.apply(gradient, root.dtype)
         self.roots.append((root, gradient if self.create_graph else gradient.data))

@@ -4,7 +4,7 @@ gradient."""
 from functools import update_wrapper
 
 from minidl.array.device import array_module
-from minidl.autograd.function import refuse_shapes
+from minidl.autograd.function import refuse_devices, refuse_shapes
 from minidl.autograd.tensor import Tensor
 from minidl.ops.operands import as_tensor, matched
 from minidl.ops.reduce import normal_dims
@@ -28,7 +28,8 @@ def of_two(name: str, meaning: str, numpy: str = ""):
         a, b = (x.data if isinstance(x, Tensor) else x for x in (a, b))
         try:
             return Tensor(getattr(array_module(a, b), numpy or name)(a, b))
-        except ValueError as error:
+        except Exception as error:
+            refuse_devices(name, (a, b))
             refuse_shapes(error, (a, b))
             raise
 
