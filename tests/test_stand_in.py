@@ -54,6 +54,9 @@ def test_what_cupy_refuses(cupy):
     ):
         with pytest.raises(TypeError):
             wrong()
+    short = cupy.ones((2, 2), "bfloat16")
+    for chosen in (cupy.where(short > 0, short, 0), cupy.tril(short)):
+        assert chosen.dtype == "float32"
     with pytest.raises(AttributeError):
         cupy.apply_over_everything  # noqa: B018
     with pytest.raises(AttributeError):

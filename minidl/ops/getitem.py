@@ -12,8 +12,9 @@ import numpy as np
 
 from minidl.array.device import array_module, is_array
 from minidl.array.scatter import add_rows
-from minidl.autograd.function import Op
+from minidl.autograd.function import Op, refuse_shapes
 from minidl.autograd.tensor import Tensor
+from minidl.ops.operands import as_tensor
 
 ALL = slice(None)
 BASIC = (int, slice, type(None), type(Ellipsis))
@@ -149,8 +150,14 @@ def setitem(input: Tensor, index, value) -> None:
             "that requires a gradient: use where or scatter, or assign to .data"
         )
     value = value.data if isinstance(value, Tensor) else value
+    if not isinstance(value, (int, float)):  # CuPy takes arrays of its own, and numbers
+        value = as_tensor(value, input).data
     basic, pattern, _, *arrays = read_index(input.data, index)
-    if pattern:
-        input.data[basic][fill(pattern, arrays)] = value
-    else:
-        input.data[basic] = value
+    try:
+        if pattern:
+            input.data[basic][fill(pattern, arrays)] = value
+        else:
+            input.data[basic] = value
+    except ValueError as error:
+        refuse_shapes(error, (value, input.data[basic]))
+        raise
