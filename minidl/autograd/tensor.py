@@ -182,9 +182,11 @@ class Tensor:
             raise TypeError(
                 f"grad must be a Tensor or None, got {type(value).__name__}"
             )
-        its, own = [f"{x.shape}, {x.dtype}, {x.device}" for x in (value, self)]
+        its, own = [
+            f"of shape {x.shape} and type {x.dtype} on {x.device}" for x in (value, self)
+        ]
         if its != own:
-            raise RuntimeError(f"a grad ({its}) was given to a Tensor ({own})")
+            raise RuntimeError(f"a grad {its} was given to a Tensor {own}")
 
     def empty_gradient(self):
         """The array that the first gradient of a step is to be written into, if any."""
