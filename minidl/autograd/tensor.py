@@ -182,11 +182,12 @@ class Tensor:
             raise TypeError(
                 f"grad must be a Tensor or None, got {type(value).__name__}"
             )
-        its, own = [
-            f"of shape {x.shape} and type {x.dtype} on {x.device}" for x in (value, self)
-        ]
+        its, own = [(x.shape, x.dtype, x.device) for x in (value, self)]
         if its != own:
-            raise RuntimeError(f"a grad {its} was given to a Tensor {own}")
+            raise RuntimeError(
+                "a grad of shape {} and type {} on {} was given to a Tensor of shape "
+                "{} and type {} on {}".format(*its, *own)
+            )
 
     def empty_gradient(self):
         """The array that the first gradient of a step is to be written into, if any."""
