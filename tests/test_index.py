@@ -80,9 +80,25 @@ def test_what_can_be_assigned(xp):
         x[0] = [1, 2]
     with pytest.raises(RuntimeError, match="do not broadcast"):
         x[mask] = md.Tensor(xp.ones(2))
+    with pytest.raises(RuntimeError, match="share memory"):
+        md.Tensor(xp.ones((1, 3))).expand(2, 3)[0] = 1.0
     for wrong in (None, "a", [1, None]):
         with pytest.raises(TypeError, match="expected a Tensor or numbers"):
             x[0] = wrong
+
+
+def test_a_tensor_may_be_assigned_to_itself(xp):
+    rows = np.arange(600.0).reshape(200, 3)
+    for place, source in (
+        (np.arange(1, 200), slice(-1)),
+        (np.arange(199), slice(1, None)),
+        (slice(1, None), slice(-1)),
+        (slice(None, None, -1), slice(None)),
+    ):
+        x, expected = md.Tensor(xp.array(rows)), rows.copy()
+        x[place] = x[source]
+        expected[place] = rows[source]
+        np.testing.assert_array_equal(x.numpy(), expected)
 
 
 def test_an_integer_is_taken_before_arrays():

@@ -65,6 +65,8 @@ def test_what_cupy_refuses(cupy):
         cupy.multiply.at(x, cupy.asarray([0]), 2)
     with pytest.raises(ValueError, match="non-scalar"):
         x[:2] = host[:2]
+    with pytest.raises(RuntimeError, match="a race"):
+        x[cupy.asarray([1, 2])] = x[:2]
     with pytest.raises(ValueError, match="Unsupported dtype"):
         cupy.empty(3, object)
 

@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from minidl.array.device import array_module, is_array
+from minidl.array.layout import repeats
 from minidl.array.scatter import add_rows
 from minidl.autograd.function import Op, refuse_shapes
 from minidl.autograd.tensor import Tensor
@@ -149,15 +150,23 @@ def setitem(input: Tensor, index, value) -> None:
             "an assignment to elements is not recorded, and this one involves a tensor "
             "that requires a gradient: use where or scatter, or assign to .data"
         )
+    x = input.data
+    if repeats(x):
+        raise RuntimeError(
+            f"elements of this tensor of shape {x.shape} share memory, as after "
+            "expand(): clone() it before the assignment"
+        )
     value = value.data if isinstance(value, Tensor) else value
     if not isinstance(value, (int, float)):  # CuPy takes arrays of its own, and numbers
         value = as_tensor(value, input).data
-    basic, pattern, _, *arrays = read_index(input.data, index)
+        if array_module(x).may_share_memory(x, value):  # which CuPy does not look at
+            value = value.copy()
+    basic, pattern, _, *arrays = read_index(x, index)
     try:
         if pattern:
-            input.data[basic][fill(pattern, arrays)] = value
+            x[basic][fill(pattern, arrays)] = value
         else:
-            input.data[basic] = value
+            x[basic] = value
     except ValueError as error:
-        refuse_shapes(error, (value, input.data[basic]))
+        refuse_shapes(error, (value, x[basic]))
         raise
