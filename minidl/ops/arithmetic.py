@@ -153,6 +153,11 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
     return floor_divide(sub(a, c_modulo(a, b)), b)
 
 
+def rdiv(input, other) -> Tensor:
+    """other / input, for a number by a Tensor"""
+    return div(other, input)
+
+
 def remainder(input, other) -> Tensor:
     """input - other floor(input / other): the rest, with the sign of other."""
     return modulo(*divisible(input, other))
