@@ -166,10 +166,13 @@ class ndarray:
             if index != slice(None):
                 raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
             return self.set(value)
-        index, _, syncing = _device_index(index)
+        index, basic, syncing = _device_index(index)
         if syncing and isinstance(value, ndarray) and value.ndim:
             refuse_in_capture("a boolean index")
             syncs.append("mask")
+        if not basic and isinstance(value, ndarray):
+            if numpy.may_share_memory(self._array, value._array):
+                raise RuntimeError("a race: threads write what others still read")
         index, extra = _bare(index)
 
         def run(array, value, *_, out):

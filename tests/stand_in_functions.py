@@ -14,7 +14,7 @@ from stand_in_array import (
     plain,
     touched,
 )
-from stand_in_signatures import short_sums, signature_of
+from stand_in_signatures import short_types, signature_of
 
 AT = ("add", "subtract", "maximum", "minimum", "bitwise_and", "bitwise_or")
 
@@ -64,7 +64,7 @@ def function_of(name: str, original, ours):
             args, kwargs = bound.args, bound.kwargs
         out = kwargs.pop("out", None)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("blocking", "device")}
-        return operation(name, short_sums(name, ours), args, kwargs, out)
+        return operation(name, short_types(name, ours), args, kwargs, out)
 
     function.__name__ = name
     return function

@@ -8,7 +8,7 @@ from stand_in_array import (
     ndarray,
     operation,
 )
-from stand_in_signatures import short_sums, signature_of
+from stand_in_signatures import short_types, signature_of
 
 
 def _method(name):
@@ -29,7 +29,7 @@ def _method(name):
             run = lambda array, *a, out, **k: ours(out, *a, **k)  # noqa: E731
             operation(name, run, (self, *args), kwargs, self)
             return None
-        return operation(name, short_sums(name, ours), (self, *args), kwargs, out)
+        return operation(name, short_types(name, ours), (self, *args), kwargs, out)
 
     return method
 

@@ -3,7 +3,10 @@
 import inspect
 import re
 
+import numpy
+
 SUMS = ("sum", "mean", "prod", "var", "std", "cumsum", "cumprod")
+CHOICES = ("where", "tril", "triu")
 
 
 def signature_of(function) -> inspect.Signature | None:
@@ -21,8 +24,8 @@ def signature_of(function) -> inspect.Signature | None:
         return None
 
 
-def short_sums(name, function):
-    """CuPy sums 16 bits in 32."""
+def short_types(name, function):
+    """CuPy sums 16 bits in 32, and chooses among no bfloat16."""
 
     def run(array, *args, **kwargs):
         dtype = kwargs.get("dtype")
@@ -34,4 +37,11 @@ def short_sums(name, function):
             out[...] = result
         return result if out is None else out
 
-    return run if name in SUMS else function
+    def choose(*args, **kwargs):
+        result = function(*args, **kwargs)
+        narrow = isinstance(result, numpy.ndarray) and result.dtype.char == "E"
+        return result.astype("f4") if narrow else result
+
+    return {**dict.fromkeys(SUMS, run), **dict.fromkeys(CHOICES, choose)}.get(
+        name, function
+    )

@@ -111,6 +111,19 @@ def test_dropout_at_the_ends():
             nn.Dropout(p)
 
 
+def test_integers_are_neither_dropped_nor_drawn_as_real_numbers(xp):
+    x = md.Tensor(xp.arange(4))
+    for wrong in (
+        lambda: F.dropout(x),
+        lambda: md.rand_like(x),
+        lambda: md.randn_like(x),
+        lambda: md.rand(3, dtype=bool),
+    ):
+        with pytest.raises(RuntimeError, match="floating point"):
+            wrong()
+    assert F.dropout(x, 0.0) is x
+
+
 def test_dropout_can_be_differentiated_twice():
     def function(x):
         md.manual_seed(0)

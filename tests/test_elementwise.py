@@ -143,6 +143,33 @@ def test_division_of_integers(values, divisor):
     assert (x / divisor).dtype == np.float32
 
 
+def test_numbers_beside_a_tensor(xp):
+    x = md.Tensor(xp.asarray([1, -2, 3]))
+    mask = x > 0
+    for y, expected in (
+        (md.sub(x, 1, alpha=2), [-1, -4, 1]),
+        (md.add(mask, True, alpha=2), [3, 2, 3]),
+        (md.where(mask, 1, 2), [1, 2, 1]),
+        (md.where(mask, 1, 2.5), [1, 2.5, 1]),
+        (x**3, [1, -8, 27]),
+    ):
+        assert type(y.data) is type(x.data)
+        assert y.tolist() == expected
+    with pytest.raises(RuntimeError, match="negative powers"):
+        x**-1
+    for wrong in (None, "a", 1j):
+        with pytest.raises(TypeError, match="expected a Tensor or numbers"):
+            x + wrong
+
+
+def test_integers_have_no_negative_powers():
+    for wrong in (lambda x: x**x, lambda x: 2**x, lambda x: x ** np.int64(-2)):
+        with pytest.raises(RuntimeError, match="negative powers"):
+            wrong(md.tensor([1, -1]))
+    assert (md.tensor([4, 2]) ** -1.0).tolist() == [0.25, 0.5]
+    assert (md.tensor([2.0]) ** md.tensor([-1])).tolist() == [0.5]
+
+
 def test_logic_of_integers_and_bools():
     a, b = np.array([0, 1, 6]), np.array([1, 3, 3])
     x, y = md.tensor(a), md.tensor(b)

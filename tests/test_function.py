@@ -6,6 +6,7 @@ from gradients import check_gradients, leaf
 
 import minidl as md
 from minidl.autograd import Function, Tensor
+from minidl.autograd.function import Op
 
 
 class Cube(Function):
@@ -161,3 +162,25 @@ def test_exceptions_leave_the_state_clean():
 
 def fail_in_callback(x):
     raise KeyError("callback")
+
+
+class Mean(Op):
+    """The mean and the count, which is kept for backward and has no gradient."""
+
+    materialize_grads = False
+
+    def forward(self, x):
+        count = np.asarray(float(x.size))
+        self.undifferentiable = (count,)
+        self.save_for_backward(count)
+        self.shape = x.shape
+        return x.sum() / count, count
+
+    def backward(self, g, _):
+        (count,) = self.saved_tensors
+        assert not count.requires_grad
+        return (g / count).expand(self.shape)
+
+
+def test_a_kept_output_without_a_gradient_stays_so():
+    check_gradients(lambda x: Mean.apply(x * x)[0], np.arange(3.0))

@@ -57,11 +57,48 @@ def test_gradients_of_getitem(index):
 
 
 @pytest.mark.parametrize("index", INDICES, ids=range(len(INDICES)))
-def test_setitem(index):
-    x, expected = md.tensor(X), X.copy()
+def test_setitem(xp, index):
+    x, expected = md.Tensor(xp.array(X)), X.copy()
     x[index] = 7.0
     expected[index] = 7.0
     np.testing.assert_array_equal(x.numpy(), expected)
+
+
+def test_what_can_be_assigned(xp):
+    x, row = md.Tensor(xp.array(X)), [1, 2, 3, 4, 5]
+    mask = md.Tensor(xp.asarray(X > 0))
+    for place in (1, (slice(2), 3), [0, 2], (..., [1, 2, 1, 0, 3], slice(None))):
+        for value in (row, np.array(row), md.tensor(row), md.Tensor(xp.asarray(row))):
+            expected = X.copy()
+            expected[place] = row
+            x[place] = value
+            np.testing.assert_array_equal(x[place].numpy(), expected[place])
+    for value in (np.float32(2.5), np.array(2.5), md.tensor(2.5), True, 3):
+        x[mask] = value
+        assert (x[mask] == float(value)).all()
+    with pytest.raises(RuntimeError, match=r"\(2,\) and \(4, 5\) do not broadcast"):
+        x[0] = [1, 2]
+    with pytest.raises(RuntimeError, match="do not broadcast"):
+        x[mask] = md.Tensor(xp.ones(2))
+    with pytest.raises(RuntimeError, match="share memory"):
+        md.Tensor(xp.ones((1, 3))).expand(2, 3)[0] = 1.0
+    for wrong in (None, "a", [1, None]):
+        with pytest.raises(TypeError, match="expected a Tensor or numbers"):
+            x[0] = wrong
+
+
+def test_a_tensor_may_be_assigned_to_itself(xp):
+    rows = np.arange(600.0).reshape(200, 3)
+    for place, source in (
+        (np.arange(1, 200), slice(-1)),
+        (np.arange(199), slice(1, None)),
+        (slice(1, None), slice(-1)),
+        (slice(None, None, -1), slice(None)),
+    ):
+        x, expected = md.Tensor(xp.array(rows)), rows.copy()
+        x[place] = x[source]
+        expected[place] = rows[source]
+        np.testing.assert_array_equal(x.numpy(), expected)
 
 
 def test_an_integer_is_taken_before_arrays():
@@ -93,6 +130,16 @@ def test_equal_places_add_up(xp, dtype):
     for row, value in zip(rows, values, strict=True):
         expected[row] += value.astype(float)
     np.testing.assert_array_equal(md.Tensor(target).numpy().astype(float), expected)
+
+
+def test_nothing_is_added_beside_the_target(xp):
+    target, rows = xp.zeros((4, 3), "f4"), xp.asarray([0, 5, -2, 7 * 10**8, -(10**9)])
+    if xp is np:
+        with pytest.raises(IndexError):
+            add_rows(target, rows, xp.ones((5, 3), "f4"))
+    else:
+        add_rows(target, rows, xp.ones((5, 3), "f4"))
+        assert target.sum(axis=1).tolist() == [9, 3, 3, 0]
 
 
 def test_sums_repeat_bit_for_bit(xp):

@@ -332,3 +332,18 @@ def test_cosine_similarity():
         F.cosine_similarity(md.tensor(a), md.tensor(b), -1).numpy(), expected
     )
     check_gradients(lambda x, y: F.cosine_similarity(x, y, dim=-1), a, b)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_of_gradients_of_cross_entropy(xp, reduction):
+    """Of sum(gx^2), gx = scale (p - target): 2 scale^2 J (p - target)."""
+    x, labels = rng.standard_normal((4, 5)), [1, 2, 3, 4]
+    scores = md.Tensor(xp.asarray(x), requires_grad=True)
+    loss = F.cross_entropy(scores, md.Tensor(xp.asarray(labels)), reduction=reduction)
+    (gx,) = md.autograd.grad(loss.sum(), scores, create_graph=True)
+    (gx * gx).sum().backward()
+    p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    d = p - np.eye(5)[labels]
+    expected = 2 * (p * d - p * (p * d).sum(1, keepdims=True))
+    expected *= 1 / 16 if reduction == "mean" else 1
+    np.testing.assert_allclose(scores.grad.numpy(), expected, 1e-9, 1e-12)

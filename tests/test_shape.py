@@ -97,6 +97,14 @@ def test_as_numpy(xp, name):
         np.testing.assert_array_equal(a.numpy(), b)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "uint8", "bool"])
+def test_triangles_keep_their_type(xp, dtype):
+    pytest.importorskip("ml_dtypes")
+    x = md.Tensor(xp.ones((2, 3), dtype))
+    assert x.tril().dtype == x.triu(1).dtype == x.dtype
+    assert x.tril().double().tolist() == [[1, 0, 0], [1, 1, 0]]
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_gradients(name):
     check_gradients(SAME[name][0], X)

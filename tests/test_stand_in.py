@@ -54,6 +54,9 @@ def test_what_cupy_refuses(cupy):
     ):
         with pytest.raises(TypeError):
             wrong()
+    short = cupy.ones((2, 2), "bfloat16")
+    for chosen in (cupy.where(short > 0, short, 0), cupy.tril(short)):
+        assert chosen.dtype == "float32"
     with pytest.raises(AttributeError):
         cupy.apply_over_everything  # noqa: B018
     with pytest.raises(AttributeError):
@@ -62,6 +65,8 @@ def test_what_cupy_refuses(cupy):
         cupy.multiply.at(x, cupy.asarray([0]), 2)
     with pytest.raises(ValueError, match="non-scalar"):
         x[:2] = host[:2]
+    with pytest.raises(RuntimeError, match="a race"):
+        x[cupy.asarray([1, 2])] = x[:2]
     with pytest.raises(ValueError, match="Unsupported dtype"):
         cupy.empty(3, object)
 

@@ -9,7 +9,15 @@ from math import gcd, prod
 
 import numpy
 
-from .cuda_source import PACKS, aligned, blocks, empty, function, types_of
+from .cuda_source import (
+    PACKS,
+    aligned,
+    blocks,
+    empty,
+    function,
+    refuse_host,
+    types_of,
+)
 from .device import Array
 
 BLOCK = 256  # threads
@@ -46,6 +54,7 @@ class Channels:
 
     def launch(self, source: str, name: str, arrays: tuple, *rest) -> None:
         """Run the kernel, which takes the arrays, the sizes and the rest."""
+        refuse_host((*arrays, *rest))
         kernel = function(whole(source), self.types, self.numbers, name)
         args = (*arrays, *self.sizes, *rest)
         kernel((self.across, self.shares), (BLOCK,), args)

@@ -79,6 +79,13 @@ def function(source: str, types: tuple, numbers: tuple, name: str):
     return cupy_module().RawKernel(source_of(source, types, numbers), name)
 
 
+def refuse_host(arrays) -> None:
+    """TypeError for a NumPy array: of one element, CuPy would pass it by value where
+    the kernel takes a pointer."""
+    if numpy.ndarray in map(type, arrays):
+        raise TypeError("a kernel for a GPU takes arrays on it, got one on the CPU")
+
+
 def aligned(*arrays) -> bool:
     """Whether 16 bytes can be moved at a time, from the first element on."""
     return not any(array.data.ptr % 16 for array in arrays)

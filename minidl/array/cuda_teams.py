@@ -7,7 +7,7 @@ rows, a block for long ones. What it adds up it adds in the same order each time
 from functools import cache
 from math import prod
 
-from .cuda_source import PACKS, aligned, blocks, function, types_of
+from .cuda_source import PACKS, aligned, blocks, function, refuse_host, types_of
 from .device import Array
 
 BLOCK = 256  # threads, where a team has no more
@@ -82,6 +82,7 @@ def launch(source, name, rows, length, inner, arrays, rest=(), types=()) -> None
     """
     if not rows:
         return
+    refuse_host((*arrays, *rest))
     team, vector = team_of(length, inner, arrays)
     types = (*types_of(arrays[0]), *types)
     numbers = (("TEAM", team), ("VECTOR", vector))

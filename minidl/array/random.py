@@ -18,6 +18,7 @@ from .device import (
     use_device,
 )
 from .draws import Draws, rehearsed
+from .dtypes import is_floating_point
 from .graph import recording_graph, rehearsing
 from .philox import (
     normal_from_bits,
@@ -104,6 +105,16 @@ def empty(shape, dtype, device: str | None = "cpu") -> Array:
         return cupy_module().empty(shape, dtype)
 
 
+def real(dtype) -> numpy.dtype:
+    """The floating-point type; RuntimeError for any other."""
+    dtype = numpy.dtype(dtype)
+    if not is_floating_point(dtype):
+        raise RuntimeError(
+            f"these random numbers are floating point, not {dtype}: use randint"
+        )
+    return dtype
+
+
 def uniform(
     shape,
     low: float = 0.0,
@@ -113,7 +124,7 @@ def uniform(
     generator: Generator | None = None,
 ) -> Array:
     """Uniform in [low, high): 24 random bits, 53 for float64; alike on all devices."""
-    dtype = numpy.dtype(dtype)
+    dtype = real(dtype)
     bits = 53 if dtype == numpy.float64 else 24
     width = numpy.uint64 if bits == 53 else numpy.uint32
     words = empty(shape, width, device)
@@ -140,7 +151,7 @@ def normal(
 
     Devices differ by the rounding of their log and cos.
     """
-    dtype = numpy.dtype(dtype)
+    dtype = real(dtype)
     wide = dtype == numpy.float64
     words = [empty(shape, numpy.uint64 if wide else numpy.uint32, device) for _ in "uv"]
     pair = random_pair_wide if wide else random_pair

@@ -11,7 +11,8 @@ def add_rows(target: Array, rows: Array, values: Array) -> None:
     """target[rows[i]] += values[i], equal rows one after the other in the order of i.
 
     target (n, d) is contiguous, rows (m) holds integers from 0 to n - 1, values is
-    (m, d). Types of 16 bits are summed in float32.
+    (m, d). Types of 16 bits are summed in float32. On a GPU, which does not look at
+    them first, other integers count modulo n.
     """
     if not values.size:
         return
@@ -41,11 +42,15 @@ def _segment_sums():
         ptrdiff_t first = i / d, column = i % d;
         I row = rows[first];
         if (first == 0 || rows[first - 1] != row) {
-            T total = target[row * d + column];
+            ptrdiff_t place = row, n = target.size() / d;
+            if (place < 0 || place >= n) {  // as CuPy's own indexing
+                place = (place % n + n) % n;
+            }
+            T total = target[place * d + column];
             for (ptrdiff_t k = first; k < _ind.size() / d && rows[k] == row; ++k) {
                 total += values[order[k] * d + column];
             }
-            target[row * d + column] = total;
+            target[place * d + column] = total;
         }
         """,
         "minidl_segment_sums",

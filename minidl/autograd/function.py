@@ -144,8 +144,10 @@ class Op:
             )
         tensors = []
         for x in self.saved:
-            if isinstance(x, tuple):
+            if isinstance(x, tuple) and self.is_differentiable(x[0]):
                 x = Tensor(x[0], True, self, x[1])
+            elif isinstance(x, tuple):
+                x = Tensor(x[0])
             elif not (x is None or isinstance(x, (Tensor, int, float))):
                 x = Tensor(x)
             tensors.append(x)

@@ -55,7 +55,7 @@ OPERATORS = {
     "__mul__": arithmetic.mul,
     "__rmul__": arithmetic.mul,
     "__truediv__": arithmetic.div,
-    "__rtruediv__": reflected(arithmetic.div),
+    "__rtruediv__": arithmetic.rdiv,
     "__floordiv__": floor_div,
     "__rfloordiv__": reflected(floor_div),
     "__mod__": arithmetic.remainder,

@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from minidl.array.device import array_module
 from minidl.autograd.tensor import Tensor
 from minidl.ops.pool import AvgPool, MaxPool
 from minidl.ops.resample import Table, resample
@@ -112,11 +111,8 @@ def adaptive_max_pool2d(input: Tensor, output_size, return_indices=False):
         return y
     where = where.data.astype(np.int64)
     if ragged:
-        xp = array_module(where)
         row, column = where // input.shape[-1], where % input.shape[-1]
-        rows, columns = (
-            xp.asarray(window_table(n, m).index[0])
-            for n, m in zip(inputs, outputs, strict=True)
-        )
+        tables = map(window_table, inputs, outputs)
+        rows, columns = (table.taps(where, where.dtype)[0][0] for table in tables)
         where = rows[row] * inputs[1] + columns[column]
     return y, Tensor(where)

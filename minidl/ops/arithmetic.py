@@ -111,7 +111,7 @@ def scaled(other, alpha, operands):
     )
     if whole and isinstance(alpha, float):
         raise RuntimeError("alpha must be an integer where the operands are integers")
-    return mul(other, alpha)
+    return other * alpha
 
 
 def add(input, other, *, alpha=1) -> Tensor:
@@ -153,6 +153,11 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
     return floor_divide(sub(a, c_modulo(a, b)), b)
 
 
+def rdiv(input, other) -> Tensor:
+    """other / input, for a number by a Tensor"""
+    return div(other, input)
+
+
 def remainder(input, other) -> Tensor:
     """input - other floor(input / other): the rest, with the sign of other."""
     return modulo(*divisible(input, other))
@@ -177,16 +182,27 @@ def divisible(input, other) -> tuple:
 
 
 def pow(input, exponent) -> Tensor:
-    """input to the power of exponent"""
+    """input to the power of exponent
+
+    Integers have no negative powers: RuntimeError, but on a GPU for a Tensor of them,
+    whose results then are undefined.
+    """
     a, b = matched(input, exponent)
-    try:
-        return Pow.apply(a, b)
-    except ValueError as error:
-        if "negative integer powers" not in str(error):
-            raise
+    if not isinstance(a, Tensor) or not is_floating_point(a.dtype):
+        check_powers(b)
+    return Pow.apply(a, b)
+
+
+def check_powers(exponent) -> None:
+    if isinstance(exponent, Tensor):
+        x = exponent.data
+        negative = x.dtype.kind == "i" and not on_gpu(x) and (x < 0).any()
+    else:
+        negative = exponent < 0
+    if negative:
         raise RuntimeError(
             "pow: integers cannot be raised to negative powers; make them float"
-        ) from None
+        )
 
 
 def lerp(input: Tensor, end: Tensor, weight) -> Tensor:

@@ -65,7 +65,7 @@ RULES = [  # where, the functions, the rule on a CPU, on a GPU
     (distance, "cosine_similarity normalize", None, full),
     (reduce, "sum cumsum logsumexp", None, full),
     (elementwise, "exp expm1 log log1p reciprocal rsqrt square tan", None, full),
-    (arithmetic, "pow", None, full),
+    (arithmetic, "pow rdiv", None, full),
     (activation, "softplus", None, full),
     (pieces, "cat stack", widest, widest),
     (arithmetic, "addcdiv addcmul", None, widest),

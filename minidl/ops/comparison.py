@@ -28,7 +28,7 @@ def of_two(name: str, meaning: str, numpy: str = ""):
         a, b = (x.data if isinstance(x, Tensor) else x for x in (a, b))
         try:
             return Tensor(getattr(array_module(a, b), numpy or name)(a, b))
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             explain(error, name, (a, b))
             raise
 

@@ -44,4 +44,6 @@ def dropout(
         raise ValueError(f"dropout: p is a probability, between 0 and 1, got {p}")
     if not training or p == 0 or not input.numel():
         return input
+    if not input.is_floating_point():
+        raise RuntimeError(f"dropout needs floating point, got {input.dtype}")
     return Dropout.apply(input, p)

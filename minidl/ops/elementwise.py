@@ -211,6 +211,8 @@ def where(condition, input=None, other=None):
         return tuple(Tensor(index) for index in condition.data.nonzero())
     if condition.dtype != bool:
         raise RuntimeError(f"where: the condition must be bool, got {condition.dtype}")
+    if not (isinstance(input, Tensor) or isinstance(other, Tensor)):
+        input = as_tensor(input, condition)  # on its device
     return Where.apply(condition, *matched(input, other))
 
 

@@ -10,10 +10,18 @@ from math import prod
 
 import numpy as np
 
-from minidl.array.device import array_module, check_devices, is_array
+from minidl.array.device import (
+    array_module,
+    check_devices,
+    device_of,
+    is_array,
+    to_device,
+)
+from minidl.array.layout import repeats
 from minidl.array.scatter import add_rows
-from minidl.autograd.function import Op
+from minidl.autograd.function import Op, explain
 from minidl.autograd.tensor import Tensor
+from minidl.ops.operands import as_tensor
 
 ALL = slice(None)
 BASIC = (int, slice, type(None), type(Ellipsis))
@@ -154,13 +162,25 @@ def setitem(input: Tensor, index, value) -> None:
             "an assignment to elements is not recorded, and this one involves a tensor "
             "that requires a gradient: use where or scatter, or assign to .data"
         )
+    x = input.data
+    if repeats(x):
+        raise RuntimeError(
+            f"elements of this tensor of shape {x.shape} share memory, as after "
+            "expand(): clone() it before the assignment"
+        )
     value = value.data if isinstance(value, Tensor) else value
-    basic, pattern, _, *arrays = read_index(input.data, index)
+    if is_array(value):
+        value = to_device(value, device_of(x))
+    elif not isinstance(value, (int, float)):
+        value = as_tensor(value, input).data
+    if is_array(value) and array_module(x).may_share_memory(x, value):
+        value = value.copy()  # CuPy does not look whether what it copies overlaps
+    basic, pattern, _, *arrays = read_index(x, index)
     try:
         if pattern:
-            input.data[basic][fill(pattern, arrays)] = value
+            x[basic][fill(pattern, arrays)] = value
         else:
-            input.data[basic] = value
-    except (TypeError, ValueError):
-        check_devices("an assignment to elements", input.data, value)
+            x[basic] = value
+    except ValueError as error:
+        explain(error, "an assignment to elements", (value, x[basic]))
         raise

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.array.device import array_module
+from minidl.array.device import array_module, is_array
 from minidl.array.dtypes import BFLOAT16, DEFAULT_FLOAT, is_floating_point, result_type
 from minidl.autograd.structure import Cast
 from minidl.autograd.tensor import Tensor
@@ -14,10 +14,10 @@ def as_tensor(x, like: Tensor | None = None) -> Tensor:
         return x
     xp = array_module(x if like is None else like.data)
     if isinstance(x, bool) or not isinstance(x, (int, float)):
-        array = xp.asarray(x)
+        array = x if is_array(x) else np.asarray(x)
         if array.dtype.kind not in "biufV":
             raise TypeError(f"expected a Tensor or numbers, got {type(x).__name__}")
-        return Tensor(array)
+        return Tensor(xp.asarray(array))
     return Tensor(xp.asarray(x, DEFAULT_FLOAT if isinstance(x, float) else None))
 
 
