@@ -6,7 +6,7 @@ without a device, through names of CuPy 14 that are not public.
 
 import numpy
 import pytest
-from conftest import all_kernels, derived_kernels
+from conftest import all_kernels
 
 from minidl.array.arguments import signature
 from minidl.array.cuda import OPTIONS, elementwise
@@ -121,31 +121,16 @@ def signatures(kernel):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, len(KERNELS), TOGETHER))
 def test_kernels_compile_for_gpus(nvrtc, first):
+    """As they are for arrays in several orders; for those in one, and derivatives, see
+    test_cuda_vectors.py and test_machine_code.py."""
     sources = {}
     for name in list(KERNELS)[first : first + TOGETHER]:
-        cases = [
-            (dtype, scalars, ndim)
-            for dtype in signatures(KERNELS[name])
-            for scalars, ndim in (("number", 1), ("1-d", 3))
-        ]
-        for k, (dtype, scalars, ndim) in enumerate(cases):
-            title = f"{name}_{k}"
-            sources[title] = cuda_source(KERNELS[name], dtype, scalars, title, ndim)
-    for code in compile_together(sources.values()):
+        for k, dtype in enumerate(signatures(KERNELS[name])):
+            title, scalars = f"{name}_{k}", ("number", "1-d")[k % 2]
+            sources[title] = cuda_source(KERNELS[name], dtype, scalars, title, 3)
+    for code in compile_together(sources.values(), ["sm_80"]):
         assert code[1:4] == b"ELF"
         assert all(title.encode() in code for title in sources)
-
-
-@pytest.mark.slow
-def test_derivatives_compile_for_gpus(nvrtc):
-    sources = [
-        cuda_source(kernel, dtype, "number", f"derived_{k}_{ndim}", ndim)
-        for k, kernel in enumerate(derived_kernels().values())
-        for dtype, ndim in (("float32", 1), ("float16", 3))
-    ]
-    for first in range(0, len(sources), 64):
-        for code in compile_together(sources[first : first + 64], ["sm_90"]):
-            assert code[1:4] == b"ELF"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ pytest.importorskip("cupy", reason="CuPy is not installed")
 
 HALF = bfloat16 or "float16"
 once = settings(
-    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 WINDOWS = st.sampled_from(  # kernel, stride, padding, dilation
     [

@@ -76,7 +76,8 @@ def test_training_is_compared(scripts, monkeypatch):
 
 def test_benchmarks_run(scripts, monkeypatch):
     networks = {"digits CNN": scripts.steps.NETWORKS["digits CNN"]}
-    monkeypatch.setattr(scripts.steps, "NETWORKS", networks)
+    for module in (scripts.steps, scripts.networks):
+        monkeypatch.setattr(module, "NETWORKS", networks)
     monkeypatch.setattr(scripts.benchmarks, "STREAMED", ("sgd",))
     for section in ("adam", "elementwise", "steps"):
         rows = list(scripts.check.SECTIONS[section][0](np, True))

@@ -211,6 +211,7 @@ def test_a_step_of_training(nvrtc, monkeypatch, dtype):  # noqa: F811
 @pytest.mark.slow
 def test_a_step_in_float64_on_other_gpus(nvrtc, monkeypatch):  # noqa: F811
     """Whatever it costs there."""
-    for source, name in launched(monkeypatch, md.float64):
+    each = {name: source for source, name in launched(monkeypatch, md.float64)}
+    for name, source in each.items():
         code = compile_cuda(source, "sm_80", raw="CArray" not in source, options=())
         assert name in machine_code.kernels(code), name
