@@ -8,9 +8,7 @@ from .cuda_source import VECTOR
 SOURCE = (
     VECTOR
     + """
-#define INLINE __device__ static inline
 #define LOWEST (-(T)__int_as_float(0x7f800000))
-#define UNROLLED(n, count) _Pragma("unroll") for (int n = 0; n < (count); ++n)
 #define PICK(d, ...) PICK_(d, __VA_ARGS__)
 #define PICK_(d, a, b, c) ((d) == 0 ? (a) : (d) == 1 ? (b) : (c))
 #define TAP(d) PICK(d, TAPS)

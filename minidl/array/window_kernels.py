@@ -54,7 +54,6 @@ _SWAP = (
     + """
 // y[a][b][l] = x[b][a][l] (+ bias[b]), or its ReLU; NaN stays NaN. A thread has UNITS
 // packs of PACK neighbours, whose loads are under way together; `length` is in packs.
-#define UNROLLED(n, count) _Pragma("unroll") for (int n = 0; n < (count); ++n)
 extern "C" __global__ void minidl_swap(
     const X* x, const Z* bias, Y* y, I count, I outer, I inner, I length
 ) {
